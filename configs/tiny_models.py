@@ -18,7 +18,7 @@ RECIPES = {
 
 
 def get_config(arg="teacher"):
-  smoke = arg == "smoke"
+  smoke = configs.form(arg, "smoke", *RECIPES) == "smoke"
   name = "teacher" if smoke else arg
   steps, rows, mix, beyond = RECIPES[name]
   return configs.offline(
@@ -32,7 +32,7 @@ def get_config(arg="teacher"):
       batch=dict(tokens=640 if smoke else 6144, chunk=64 if smoke else 2048),
       optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=100, b2=0.98,
                      weight_decay=0.01),
-      eval=dict(prompts=4 if smoke else 128, every=0 if smoke else 500, batch=4 if smoke else 32),
+      eval=dict(prompts=4 if smoke else 128, every=0 if smoke else 250, batch=4 if smoke else 32),
       checkpoint=dict(every=500),
       log_every=1 if smoke else 20,
   )

@@ -122,6 +122,17 @@ def evaluate(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def form(arg: str, *known: str) -> str:
+  """The form of a config that `--config=file.py:form` asks for.
+
+  Raises: ValueError for one that the file does not have.
+  """
+  if arg not in known:
+    raise ValueError(f"this config has no form {arg!r}; it has "
+                     + ", ".join(repr(name) for name in known))
+  return arg
+
+
 def nearest(name: str, known: Any) -> str:
   """' Did you mean ...?' for a name close to a known one, else ''."""
   close = difflib.get_close_matches(name, list(known), n=1)

@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> None:
     with locked(workdir):
       remember(config, workdir)
       pipeline.run(config, workdir)
-  except (ValueError, FloatingPointError) as error:
+  except (ValueError, FloatingPointError, OSError) as error:
     logging.debug("where it happened", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -118,19 +117,21 @@ def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
 def parse(argv: list[str]) -> list[str]:
   """absl's flag parser, with one line instead of a traceback for what a user can get wrong."""
   try:
-    rest = app.parse_flags_with_usage(argv)
-    for flag in ("config", "workdir"):
-      if flags.FLAGS[flag].value is None:
-        raise ValueError(f"--{flag} is missing. Usage: python -m opd_jax.main "
+    rest = flags.FLAGS(argv)
+    for name in ("config", "workdir"):
+      if flags.FLAGS[name].value is None:
+        raise ValueError(f"--{name} is missing. Usage: python -m opd_jax.main "
                          "--config=configs/quickstart.py --workdir=runs/quickstart")
     return rest
-  except (AttributeError, KeyError) as error:  # ml_collections: no such key
-    text = str(error.args[0] if error.args else error)
-    key = re.search(r"'([\w.]+)'|\"([\w.]+)\"", text)
-    given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    print(f"error: unknown config key: {text if not given else _unknown(given)}", file=sys.stderr)
-  except (ValueError, FileNotFoundError) as error:
-    print(f"error: {error}", file=sys.stderr)
+  except (AttributeError, KeyError) as error:  # ml_collections: no such key, with the nearest
+    text = error
+    while isinstance(text, Exception):
+      text = text.args[0]
+    print("error: unknown config key " + str(text).replace("\n", ". "), file=sys.stderr)
+  except (flags.Error, ValueError, OSError) as error:
+    # A config file that raises arrives with its whole traceback: the last line says what and why.
+    print(f"error: {str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}",
+          file=sys.stderr)
   sys.exit(2)
 
 

@@ -2,6 +2,10 @@
 
 import os
 
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()  # pytest owns the command line; absltest's folders need its flags
+
 
 def pytest_sessionfinish(session, exitstatus):
   reporter = session.config.pluginmanager.get_plugin("terminalreporter")

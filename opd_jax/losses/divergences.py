@@ -9,6 +9,10 @@ from jax import Array
 import jax.numpy as jnp
 
 
+# Stands for log 0 where a difference of two of them would be NaN.
+LEAST = -1e30
+
+
 def _log_softmax(student_logits: Array, teacher_logits: Array) -> tuple[Array, Array]:
   chex.assert_rank(student_logits, 3)
   chex.assert_equal_shape([student_logits, teacher_logits])
@@ -62,5 +66,6 @@ def jsd(student_logits: Array, teacher_logits: Array, beta: float = 0.5) -> Arra
   if not 0.0 < beta < 1.0:
     raise ValueError(f"beta is {beta}; jsd needs 0 < beta < 1 (beta 0: forward_kl, 1: reverse_kl)")
   p, q = _log_softmax(student_logits, teacher_logits)
+  p, q = jnp.maximum(p, LEAST), jnp.maximum(q, LEAST)
   m = jnp.logaddexp(q + jnp.log(beta), p + jnp.log1p(-beta))
   return beta * _kl(q, m) + (1.0 - beta) * _kl(p, m)

@@ -1,5 +1,6 @@
 """From a ModelConfig to a module, and to parameters that are born sharded."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -40,15 +41,21 @@ def abstract_params(config: ModelConfig) -> Any:
   return jax.eval_shape(lambda: _init(config, keys.root(0)))
 
 
+@functools.cache
+def _initializer(config: ModelConfig, mesh: Mesh | None) -> Any:
+  """The compiled draw of a config's parameters; a second model of that shape reuses it."""
+  init = lambda key: sharding.unboxed(_init(config, key))
+  if mesh is None:
+    return jax.jit(init)
+  return jax.jit(init, out_shardings=sharding.of_params(abstract_params(config), mesh))
+
+
 def init_params(config: ModelConfig, key: Array, mesh: Mesh | None = None) -> Any:
   """Random float32 parameters: the plain nested dict that goes under {"params": ...}.
 
   With a mesh they are born sharded: no device ever holds more than its share.
   """
-  init = lambda key: nn.meta.unbox(_init(config, key))
-  if mesh is None:
-    return jax.jit(init)(key)
-  return jax.jit(init, out_shardings=sharding.of_params(abstract_params(config), mesh))(key)
+  return _initializer(config, mesh)(key)
 
 
 def head(params: Any, config: ModelConfig) -> Array:

@@ -60,14 +60,14 @@ def find(folder: str) -> dict[str, Entry]:
   Raises: ValueError if there are only pickles, which can run code, or no weights at all.
   """
   index = os.path.join(folder, INDEX)
-  if os.path.exists(index):
+  if os.path.exists(os.path.join(folder, SINGLE)):
+    files = [SINGLE]
+  elif os.path.exists(index):
     with open(index) as f:
       files = sorted(set(json.load(f)["weight_map"].values()))
     for name in files:
       if os.path.basename(name) != name or not os.path.exists(os.path.join(folder, name)):
         raise ValueError(f"{index} names {name!r}, which is not a file of that folder")
-  elif os.path.exists(os.path.join(folder, SINGLE)):
-    files = [SINGLE]
   else:
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     pickles = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]

@@ -26,7 +26,8 @@ LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_fac
               original_max_position_embeddings=16)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 # Phi-4-mini rotates three quarters of each head: here 8 of 12 elements, 4 frequencies.
-LONGROPE = dict(type="longrope", short_factor=[1.0, 1.1, 1.3, 1.5], long_factor=[1.0, 2.0, 4.0, 8.0])
+LONGROPE = dict(type="longrope", short_factor=[1.0, 1.1, 1.3, 1.5],
+                long_factor=[1.0, 2.0, 4.0, 8.0])
 
 # (transformers config, its fields); sequences have 24 tokens.
 CASES = {
@@ -156,8 +157,13 @@ class FamiliesTest(parameterized.TestCase):
     tokens, mask, positions = inputs()
     want, _ = case.forward(case.params, tokens, positions, mask.astype(np.int32))
     model = build.build(case.config, jnp.bfloat16)
-    hidden, _ = model.apply({"params": case.params}, tokens, positions, mask.astype(np.int32))
-    got = model.apply({"params": case.params}, hidden, method="logits")
+
+    @jax.jit
+    def half(params):
+      hidden, _ = model.apply({"params": params}, tokens, positions, mask.astype(np.int32))
+      return hidden, model.apply({"params": params}, hidden, method="logits")
+
+    hidden, got = half(case.params)
     self.assertEqual((hidden.dtype, got.dtype), (jnp.bfloat16, jnp.float32))
     self.assertLess(np.std((got - want)[mask]), 0.03 * np.std(want[mask]))
 

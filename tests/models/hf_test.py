@@ -113,6 +113,21 @@ class HfTest(parameterized.TestCase):
     self.rewrite(change)
     jax.tree.map(np.testing.assert_array_equal, hf.import_hf(self.folder), self.params)
 
+  def test_the_original_gpt2_files_are_read(self):
+    config = dataclasses.replace(configs.NAMED["gpt2"], vocab_size=48, embed_dim=64, num_layers=2,
+                                 num_heads=1, num_kv_heads=1, mlp_dim=128, max_positions=16)
+    params = build.init_params(config, keys.root(0))
+    hf.export_hf(params, config, self.folder)
+
+    def change(weights):  # no prefix, and the causal mask of each layer
+      for name in list(weights):
+        weights[name.removeprefix("transformer.")] = weights.pop(name)
+      for layer in range(2):
+        weights[f"h.{layer}.attn.bias"] = np.ones((1, 1, 16, 16), np.float32)
+
+    self.rewrite(change)
+    jax.tree.map(np.testing.assert_array_equal, hf.import_hf(self.folder), params)
+
   @parameterized.parameters("pytorch_model.bin", "model.pt", "consolidated.00.pth")
   def test_a_pickle_is_refused(self, name):
     os.rename(os.path.join(self.folder, tensors.SINGLE), os.path.join(self.folder, name))
@@ -157,6 +172,7 @@ class HfTest(parameterized.TestCase):
 
   @parameterized.parameters("gone.safetensors", "../outside.safetensors")
   def test_an_index_may_only_name_files_of_its_folder(self, name):
+    os.remove(os.path.join(self.folder, tensors.SINGLE))
     with open(os.path.join(self.folder, tensors.INDEX), "w") as f:
       json.dump({"weight_map": {"model.norm.weight": name}}, f)
     with self.assertRaisesRegex(ValueError, "is not a file of that folder"):

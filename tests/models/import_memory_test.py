@@ -49,7 +49,8 @@ def write(folder: str, layers: int) -> tuple[int, int]:
   """A llama of zeros in shards; returns (bytes, bytes of its largest tensor)."""
   config = ModelConfig(
       family="llama", vocab_size=VOCAB, embed_dim=WIDTH, num_layers=layers, num_heads=16,
-      num_kv_heads=16, head_dim=64, mlp_dim=MLP, max_positions=128, tied_embeddings=False)
+      num_kv_heads=16, head_dim=64, mlp_dim=MLP, max_positions=128,
+      tied_embeddings=False)
   os.mkdir(folder)
   with open(os.path.join(folder, "config.json"), "w") as f:
     json.dump(hf_config.to_hf(config, "float32"), f)

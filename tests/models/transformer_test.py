@@ -1,6 +1,8 @@
 """What holds for every decoder whatever its weights: masks, packing, depth, rematerialization."""
 
 import dataclasses
+import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -19,6 +21,7 @@ PHI = dataclasses.replace(configs.NAMED["phi3_mini"], **SMALL, num_kv_heads=2, s
 GPT2 = dataclasses.replace(configs.NAMED["gpt2"], **SMALL, num_kv_heads=4, max_positions=32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits(config, params, tokens, positions, segment_ids):
   model = build.build(config)
   hidden, _ = model.apply({"params": params}, tokens, positions, segment_ids)
@@ -40,6 +43,28 @@ class TransformerTest(parameterized.TestCase):
           near = window is None or slot - c < window
           want = c == slot or (c < slot and near and queries[b, s] == keys_of[b, c] != 0)
           self.assertEqual(bool(got[b, s, c]), bool(want), (b, s, c))
+
+  @parameterized.parameters((9, 12, 16), (8, 8, 256), (1, 12, 16))
+  def test_flash_attention_is_asked_for_where_it_fits_and_padded_to_even(self, s, c, dim):
+    rng = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+    q, k, v = array(2, s, 4, dim), array(2, c, 2, dim), array(2, c, 2, dim)
+    mask = jnp.asarray(rng.random((2, s, c)) < 0.5).at[:, :, 0].set(True)
+    want = layers.attend(q, k, v, mask)
+    asked = []
+    xla = jax.nn.dot_product_attention
+
+    def stand_in(q, k, v, mask, implementation):
+      asked.append((implementation, q.shape[1], k.shape[1], mask.shape))
+      return xla(q, k, v, mask=mask, implementation="xla")
+
+    with mock.patch.object(jax, "default_backend", return_value="gpu"), \
+        mock.patch.object(jax.nn, "dot_product_attention", stand_in):
+      got = layers.attend(q, k, v, mask)
+    fits = s == 9
+    self.assertEqual(asked, [("cudnn", 10, 12, (2, 1, 10, 12)) if fits else
+                             ("xla", s, c, (2, 1, s, c))])
+    np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), atol=1e-2)
 
   @parameterized.named_parameters(("qwen3", TINY), ("phi3_window", PHI), ("gpt2", GPT2))
   def test_packed_segments_equal_separate_rows(self, config):
@@ -90,7 +115,8 @@ class TransformerTest(parameterized.TestCase):
     for config in (TINY, PHI):
       params = build.init_params(config, keys.root(0))
       hidden = np.random.default_rng(0).normal(size=(1, 2, config.embed_dim)).astype(np.float32)
-      want = build.build(config).apply({"params": params}, hidden, method="logits")
+      model = build.build(config)
+      want = jax.jit(lambda p, h: model.apply({"params": p}, h, method="logits"))(params, hidden)
       np.testing.assert_allclose(hidden @ build.head(params, config), want, atol=1e-5)
 
 

@@ -81,7 +81,8 @@ def corrupt(chain: Chain, rng: random.Random, where: int | None = None) -> str:
   while True:
     wrong = {where}
     if where is None:
-      wrong = set(rng.sample(range(len(chain.steps)), rng.choice((1, 1, 2))))
+      count = min(rng.choice((1, 1, 2)), len(chain.steps))
+      wrong = set(rng.sample(range(len(chain.steps)), count))
     total, out = chain.start, []
     for i, (operator, operand) in enumerate(chain.steps):
       kind = rng.choices(("result", "operand", "operator"), (7, 2, 1))[0] if i in wrong else ""

@@ -1,0 +1,82 @@
+"""Checkpoints are whole, keep what they promise, and survive donation."""
+
+import os
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import checkpoint, sharding, train_state
+from opd_jax import config as configs
+
+MESH = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
+OPTIMIZER = train_state.make_optimizer(configs.offline().optimizer, 10)
+
+
+def state_at(value, ema=True):
+  params = {"a": {"scale": jnp.full((2, 3), value)}, "w": jnp.arange(4.0) + value}
+  return train_state.create(params, OPTIMIZER, ema, MESH)
+
+
+class CheckpointTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = self.create_tempdir().full_path
+
+  def open(self, **changes):
+    return checkpoint.Checkpoints(self.workdir, configs.offline(checkpoint=changes).checkpoint)
+
+  def test_the_whole_state_comes_back_with_its_data_position(self):
+    for ema in (True, False):
+      state = state_at(3.0, ema).replace(step=jnp.array(7 + ema, jnp.int32))
+      with self.open() as saved:
+        saved.save(7 + ema, state, {"rows": {"next": 12}, "dropped": 1}, {"eval/mean@8": 0.5})
+      with self.open() as saved:
+        step, found, data = saved.restore(state_at(0.0, ema))
+      self.assertEqual((step, data), (7 + ema, {"rows": {"next": 12}, "dropped": 1}))
+      jax.tree.map(np.testing.assert_array_equal, state, found)
+      self.workdir = self.create_tempdir().full_path
+
+  def test_a_state_donated_right_after_saving_is_saved_as_it_was(self):
+    change = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+    state = state_at(3.0)
+    with self.open() as saved:
+      saved.save(1, state, {}, {})
+      change(state)
+    with self.open() as saved:
+      _, found, _ = saved.restore(state_at(0.0))
+    jax.tree.map(np.testing.assert_array_equal, state_at(3.0), found)
+
+  def test_the_last_and_the_best_are_kept(self):
+    with self.open(keep_last=2, keep_best=1) as saved:
+      for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3), (5, 0.4)):
+        saved.save(step, state_at(float(step)), {}, {"eval/mean@8": score})
+    kept = sorted(int(n) for n in os.listdir(f"{self.workdir}/checkpoints") if n.isdigit())
+    self.assertEqual(kept, [2, 4, 5])
+
+  def test_a_half_written_checkpoint_is_not_seen(self):
+    with self.open() as saved:
+      saved.save(1, state_at(1.0), {}, {})
+    os.makedirs(f"{self.workdir}/checkpoints/2.orbax-checkpoint-tmp/state")
+    with self.open() as saved:
+      self.assertEqual(saved.restore(state_at(0.0))[0], 1)
+
+  def test_no_checkpoint_is_none(self):
+    with self.open() as saved:
+      self.assertIsNone(saved.restore(state_at(0.0)))
+
+  def test_parameters_alone_can_be_read(self):
+    with self.open() as saved:
+      saved.save(3, state_at(3.0), {}, {})
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                        state_at(0.0).params)
+    found = checkpoint.restore_params(self.workdir, like)
+    jax.tree.map(np.testing.assert_array_equal, state_at(3.0).params, found)
+    with self.assertRaisesRegex(ValueError, "no checkpoint in"):
+      checkpoint.restore_params(self.create_tempdir().full_path, like)
+
+
+if __name__ == "__main__":
+  absltest.main()

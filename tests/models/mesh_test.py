@@ -1,0 +1,116 @@
+"""One device equals eight fake ones, on every shape of mesh, import and export included.
+
+The number of devices is fixed when JAX starts, so this file's tests run in one child process
+and report what they found.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+SCRIPT = """
+import dataclasses, json, tempfile
+import jax, jax.numpy as jnp, numpy as np
+from opd_jax import keys, sharding
+from opd_jax.models import build, configs, hf, layers, surgery
+
+SMALL = dict(vocab_size=64, embed_dim=64, num_layers=4, num_heads=8, head_dim=8, mlp_dim=48)
+CONFIGS = {
+    "qwen3": dataclasses.replace(configs.NAMED["qwen3_8b"], **SMALL, num_kv_heads=2),
+    "gpt2": dataclasses.replace(configs.NAMED["gpt2"], **SMALL, num_kv_heads=8,
+                                max_positions=30),
+}
+tokens = np.random.default_rng(0).integers(0, 64, (8, 12))
+mask = (np.arange(12) >= np.arange(8)[:, None] % 4).astype(np.int32)
+positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+
+def forward(model, params):  # prefill and one cached token, as a sampler does
+  cache = layers.empty_cache(model.config, 8, 12, jnp.float32)
+  call = lambda a, b, cache: model.apply(
+      {"params": params}, tokens[:, a:b], positions[:, a:b], mask[:, a:b], cache)
+  first, cache = call(0, 11, cache)
+  last, _ = call(11, 12, cache)
+  hidden = jnp.concatenate([first, last], axis=1)
+  return model.apply({"params": params}, hidden, method="logits")
+
+equal = lambda a, b: all(jax.tree.leaves(jax.tree.map(
+    lambda x, y: bool(np.array_equal(x, y)), jax.device_get(a), jax.device_get(b))))
+result = {}
+for name, config in CONFIGS.items():
+  model, key = build.build(config), keys.root(0)
+  alone = build.init_params(config, key)
+  want = np.asarray(jax.jit(lambda p: forward(model, p))(alone))
+  room = tempfile.mkdtemp()
+  hf.export_hf(alone, config, room + "/alone")
+  for data, tensor in ((8, 1), (4, 2), (2, 4)) if name == "qwen3" else ((4, 2),):
+    mesh = sharding.make_mesh(data, tensor)
+    with jax.set_mesh(mesh):
+      born = build.init_params(config, key, mesh)
+      got = np.asarray(jax.jit(lambda p: forward(model, p))(born))
+      result[f"{name} {data}x{tensor}"] = dict(error=float(np.abs(got - want).max()))
+      if name == "gpt2":
+        continue
+      read = hf.import_hf(room + "/alone", mesh=mesh)
+      hf.export_hf(born, config, room + "/sharded")
+      dropped, _ = surgery.drop_layers(born, config, 3)
+      sliced, smaller = surgery.slice_vocab(born, config, 61)
+    up = born["blocks"]["mlp"]["up"]
+    kept = np.array([0, 1, 3])
+    result[f"{name} {data}x{tensor}"] |= dict(
+        born=equal(born, alone), read=equal(read, alone),
+        same_layout=all(jax.tree.leaves(jax.tree.map(
+            lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), born, read))),
+        written=equal(hf.import_hf(room + "/sharded"), alone),
+        share=up.size // up.addressable_shards[0].data.size, spec=tuple(up.sharding.spec),
+        dropped=equal(dropped["blocks"], jax.tree.map(lambda x: x[kept], alone["blocks"])),
+        dropped_spec=tuple(dropped["blocks"]["mlp"]["up"].sharding.spec),
+        sliced=equal(sliced["embedding"], np.asarray(alone["embedding"])[:61]))
+print(json.dumps(result))
+"""
+
+MESHES = ("8x1", "4x2", "2x4")
+
+
+class MeshTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    env = os.environ | {"JAX_PLATFORMS": "cpu",
+                        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    child = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
+    if child.returncode:
+      raise AssertionError(child.stderr)
+    cls.result = json.loads(child.stdout)
+
+  @parameterized.parameters(*(f"qwen3 {mesh}" for mesh in MESHES), "gpt2 4x2")
+  def test_prefill_and_decode_equal_one_device(self, case):
+    self.assertLess(self.result[case]["error"], 1e-5)
+
+  @parameterized.parameters(*MESHES)
+  def test_parameters_are_born_and_read_sharded_and_equal(self, mesh):
+    result = self.result[f"qwen3 {mesh}"]
+    self.assertTrue(result["born"])
+    self.assertTrue(result["read"])
+    self.assertTrue(result["same_layout"])
+    self.assertEqual(result["share"], 8)  # no device holds more than its eighth
+    self.assertEqual(result["spec"], [None, "data", "model"])
+
+  @parameterized.parameters(*MESHES)
+  def test_export_from_shards_equals_export_from_one_device(self, mesh):
+    self.assertTrue(self.result[f"qwen3 {mesh}"]["written"])
+
+  @parameterized.parameters(*MESHES)
+  def test_fewer_layers_and_tokens_keep_the_layout(self, mesh):
+    result = self.result[f"qwen3 {mesh}"]
+    self.assertTrue(result["dropped"])
+    self.assertTrue(result["sliced"])
+    self.assertEqual(result["dropped_spec"], result["spec"])
+
+
+if __name__ == "__main__":
+  absltest.main()

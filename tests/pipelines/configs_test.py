@@ -1,0 +1,46 @@
+"""Every config's smoke form runs, and leaves what the README promises."""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+from absl.testing import absltest, parameterized
+
+from opd_jax import config as configs
+from opd_jax import main
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+NEEDS_DATA = ("gsm8k_smollm2",)
+
+
+def load(name, form):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(form)
+
+
+class SmokeTest(parameterized.TestCase):
+
+  @parameterized.parameters(*sorted(p.stem for p in CONFIGS.glob("*.py")))
+  def test_smoke_form_runs(self, name):
+    if name in NEEDS_DATA and "OPD_JAX_DATA" not in os.environ:
+      self.skipTest("OPD_JAX_DATA is not set")
+    config = load(name, "smoke")
+    configs.validate(config)
+    workdir = self.create_tempdir().full_path
+    main.pick(config.pipeline).run(config, workdir)
+    left = set(os.listdir(workdir))
+    self.assertContainsSubset({"metrics.jsonl", "eval", "samples", "tensorboard"}, left)
+    if config.pipeline != "evaluate":
+      self.assertContainsSubset({"report.png", "checkpoints", "export", "model"}, left)
+      self.assertContainsSubset({"config.json", "model.safetensors", "tokenizer.json"},
+                                set(os.listdir(f"{workdir}/export")))
+      lines = [json.loads(x) for x in pathlib.Path(workdir, "metrics.jsonl").read_text().split("\n")
+               if x]
+      self.assertEqual(lines[-1]["step"], config.total_steps)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,192 @@
+"""The loop resumes exactly, is the same on any mesh, and refuses what cannot work."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from absl.testing import absltest, parameterized
+import numpy as np
+from safetensors import numpy as safetensors
+
+from opd_jax import config as configs
+from opd_jax import main
+from opd_jax.data import tokenizer as tokenizers
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def tiny(**changes):
+  """An OPD run of a few seconds."""
+  settings = dict(
+      total_steps=6, log_every=1, writers=("jsonl",),
+      data=dict(builder_kw=dict(train=64, test=8, mix=dict(plain=1.0))),
+      rollout=dict(prompts=8, max_prompt=40, max_response=24),
+      loss=dict(surrogate="reverse_kl"), optimizer=dict(learning_rate=1e-3),
+      eval=dict(prompts=4, samples=2, ks=(1,), batch=4), checkpoint=dict(every=2))
+  for section, values in changes.items():
+    if isinstance(values, dict):
+      settings[section] = {**settings.get(section, {}), **values}
+    else:
+      settings[section] = values
+  return configs.on_policy(**settings)
+
+
+def run(config, workdir):
+  configs.validate(config)
+  with main.locked(workdir):
+    main.remember(config, workdir)
+    main.pick(config.pipeline).run(config, workdir)
+
+
+def weights(workdir):
+  return safetensors.load_file(f"{workdir}/export/model.safetensors")
+
+
+def losses(workdir):
+  lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+  return {line["step"]: line["loss/total"] for line in map(json.loads, lines)
+          if "loss/total" in line}
+
+
+class ResumeTest(absltest.TestCase):
+
+  def command(self, workdir):
+    code = ("import sys; sys.path[:0] = ['.', 'tests/pipelines']; import opd_test; "
+            f"opd_test.run(opd_test.tiny(total_steps=40), {workdir!r})")
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
+
+  def wait_for_step(self, workdir, step, process):
+    for _ in range(1200):
+      if any(s >= step for s in (losses(workdir) if os.path.exists(
+          f"{workdir}/metrics.jsonl") else ())):
+        return
+      self.assertIsNone(process.poll(), "the run ended early")
+      time.sleep(0.05)
+    self.fail("no progress")
+
+  def test_killed_and_resumed_equals_unbroken_bit_for_bit(self):
+    unbroken = self.create_tempdir().full_path
+    run(tiny(total_steps=40), unbroken)
+    broken = self.create_tempdir().full_path
+    for stop, step in ((signal.SIGKILL, 5), (signal.SIGTERM, 17)):
+      process = self.command(broken)
+      self.wait_for_step(broken, step, process)
+      process.send_signal(stop)
+      error = process.communicate()[1]
+      self.assertEqual(process.returncode, -9 if stop == signal.SIGKILL else 0, error)
+    run(tiny(total_steps=40), broken)
+    self.assertEqual(losses(unbroken), losses(broken))
+    ours, theirs = weights(unbroken), weights(broken)
+    for name in ours:
+      np.testing.assert_array_equal(ours[name], theirs[name], name)
+
+
+MESHES = """
+import sys; sys.path[:0] = ['.', 'tests/pipelines']
+import json, opd_test
+data, model, workdir = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+opd_test.run(opd_test.tiny(mesh=dict(data=data, model=model), total_steps=3), workdir)
+"""
+
+
+class MeshTest(parameterized.TestCase):
+
+  def test_one_device_equals_eight_on_every_mesh(self):
+    alone = self.create_tempdir().full_path
+    run(tiny(total_steps=3), alone)
+    for data, model in ((8, 1), (4, 2), (2, 4)):
+      workdir = self.create_tempdir().full_path
+      subprocess.run([sys.executable, "-c", MESHES, str(data), str(model), workdir], cwd=ROOT,
+                     check=True, env={**os.environ, "XLA_FLAGS":
+                                      "--xla_force_host_platform_device_count=8"})
+      for step, loss in losses(alone).items():
+        self.assertAlmostEqual(losses(workdir)[step], loss, delta=1e-4, msg=(data, model))
+      for name, value in weights(alone).items():
+        # Adam's first steps are signs of gradients: a rounding error may flip a tiny one.
+        np.testing.assert_allclose(weights(workdir)[name], value, atol=4e-3)
+        self.assertLess(np.mean(np.abs(weights(workdir)[name] - value)), 1e-4)
+
+
+class SurrogateTest(parameterized.TestCase):
+
+  @parameterized.parameters("score_function", "forward_kl", "reverse_kl", "jsd")
+  def test_every_surrogate_runs_and_says_its_formula(self, surrogate):
+    run(tiny(loss=dict(surrogate=surrogate), total_steps=2), self.create_tempdir().full_path)
+
+  def test_micro_batches_and_chunks_change_nothing(self):
+    results = []
+    for micro, chunk in ((1, 0), (2, 5), (4, 24)):
+      workdir = self.create_tempdir().full_path
+      run(tiny(loss=dict(micro_batches=micro, logits_chunk=chunk), total_steps=2), workdir)
+      results.append(list(losses(workdir).values()))
+    np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-3)
+
+
+class BadInputTest(parameterized.TestCase):
+
+  def assert_refused(self, pattern, config):
+    with self.assertRaisesRegex(ValueError, pattern):
+      run(config, self.create_tempdir().full_path)
+
+  @parameterized.parameters(dict(temperature=0.7), dict(top_k=20), dict(top_p=0.95))
+  def test_sampling_that_biases_the_kl(self, **sampling):
+    self.assert_refused("biased.*allow_biased_sampling", tiny(rollout=sampling))
+    configs.validate(tiny(rollout=dict(allow_biased_sampling=True, **sampling)))
+
+  def test_lengths_beyond_the_model(self):
+    self.assert_refused("student allows 512", tiny(rollout=dict(max_response=500)))
+
+  def test_a_batch_that_cannot_be_divided(self):
+    self.assert_refused("= 32 rows cannot be spread", tiny(loss=dict(micro_batches=5)))
+    with self.assertRaisesRegex(ValueError, "data=3 x model=1 is not the number of devices"):
+      run(tiny(mesh=dict(data=3)), self.create_tempdir().full_path)
+
+  def test_names_that_do_not_exist(self):
+    self.assert_refused("one of opd", tiny(loss=dict(signal="opdd")))
+    self.assert_refused("score_function, forward_kl", tiny(loss=dict(surrogate="kl")))
+    self.assert_refused("unknown model source 'tiny:stud'.*student", tiny(
+        student=dict(source="tiny:stud")))
+    self.assert_refused("unknown model source 'student'", tiny(student=dict(source="student")))
+    self.assert_refused("exact_match", tiny(verifier=dict(name="exact")))
+    self.assert_refused("writers", tiny(writers=("json",)))
+
+  def test_teacher_of_another_tokenizer(self):
+    folder = self.create_tempdir().full_path
+    tokenizers.byte_tokenizer().save(folder)
+    self.assert_refused("tokenizers differ.*'The quick brown fox",
+                        tiny(teacher=dict(tokenizer=folder)))
+
+  def test_a_pickle(self):
+    folder = self.create_tempdir().full_path
+    (ROOT / "opd_jax/tiny/student/config.json").read_text()
+    pathlib.Path(folder, "config.json").write_text(
+        (ROOT / "opd_jax/tiny/student/config.json").read_text())
+    pathlib.Path(folder, "pytorch_model.bin").write_bytes(b"")
+    self.assert_refused("safetensors", tiny(student=dict(source=f"hf:{folder}")))
+
+  def test_a_missing_folder(self):
+    self.assert_refused("/no/such", tiny(student=dict(source="hf:/no/such")))
+
+  def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(self):
+    workdir = self.create_tempdir().full_path
+    with self.assertRaisesRegex(FloatingPointError, "bad_batch_step_"):
+      run(tiny(optimizer=dict(learning_rate=1e30, clip_norm=1e30)), workdir)
+    self.assertTrue(any(n.startswith("bad_batch") for n in os.listdir(workdir)))
+
+  def test_a_workdir_of_another_config_or_in_use(self):
+    workdir = self.create_tempdir().full_path
+    run(tiny(total_steps=2), workdir)
+    with self.assertRaisesRegex(ValueError, "optimizer.learning_rate: 0.001 there, 0.002 now"):
+      run(tiny(total_steps=2, optimizer=dict(learning_rate=2e-3)), workdir)
+    with main.locked(workdir):
+      with self.assertRaisesRegex(ValueError, f"in use by process {os.getpid()}"):
+        run(tiny(total_steps=2), workdir)
+
+
+if __name__ == "__main__":
+  absltest.main()
