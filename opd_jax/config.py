@@ -1,6 +1,6 @@
 """Every key of every pipeline's config, with its default: the printed config is the run.
 
-A file in configs/ calls one of `on_policy`, `offline`, `evaluate` with what it changes.
+A file in configs/ calls one of the public functions here with what it changes.
 Code reads `config.x`; a default exists here or nowhere.
 """
 
@@ -119,6 +119,16 @@ def evaluate(**changes: Any) -> ConfigDict:
       pipeline="evaluate",
       teacher=_policy(""),           # "": no reverse KL
       loss=ConfigDict(dict(logits_chunk=0)),
+  ), changes)
+
+
+def context_use(**changes: Any) -> ConfigDict:
+  """Config of the study of contexts (pipelines/context_use.py)."""
+  return _changed(dict(
+      **_common(),
+      pipeline="context_use",
+      models=("tiny:student",),      # sources of the models studied
+      critic=_policy("tiny:weak"),   # who writes the critiques
   ), changes)
 
 

@@ -21,6 +21,7 @@ PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
     "sft": "opd_jax.pipelines.offline",
     "evaluate": "opd_jax.pipelines.evaluate",
+    "context_use": "opd_jax.pipelines.context_use",
 }
 
 # What may change when a workdir is resumed; anything else would make it another run.
@@ -130,8 +131,8 @@ def parse(argv: list[str]) -> list[str]:
     print("error: unknown config key " + str(text).replace("\n", ". "), file=sys.stderr)
   except (flags.Error, ValueError, OSError) as error:
     # A config file that raises arrives with its whole traceback: the last line says what and why.
-    print(f"error: {str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}",
-          file=sys.stderr)
+    last = str(error).strip().splitlines()[-1].strip()
+    print(f"error: {last.removeprefix('ValueError: ')}", file=sys.stderr)
   sys.exit(2)
 
 

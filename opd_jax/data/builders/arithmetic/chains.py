@@ -14,6 +14,7 @@ that a model of a million parameters learns its format and not its arithmetic.
 
 import dataclasses
 import random
+import re
 
 OPERATORS = {1: "+-*", 2: "+-", 3: "+-*"}
 
@@ -50,6 +51,16 @@ def question(chain: Chain) -> str:
   """The problem as the user asks it."""
   terms = "".join(f"{operator}{operand}" for operator, operand in chain.steps)
   return f"Compute {chain.start}{terms} mod {chain.modulus}."
+
+
+def parse(text: str) -> Chain:
+  """The chain that `question` wrote. Raises: ValueError if it did not."""
+  found = re.fullmatch(r"Compute (\d+)((?:[-+*]\d)+) mod (\d+)\.", text)
+  if not found:
+    raise ValueError(f"not a question of the arithmetic data set: {text!r}")
+  start, terms, modulus = found.groups()
+  steps = tuple((term[0], int(term[1])) for term in re.findall(r"[-+*]\d", terms))
+  return Chain(len(modulus) - 1, int(start), steps)
 
 
 def lines(chain: Chain) -> list[str]:
