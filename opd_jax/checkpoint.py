@@ -3,6 +3,8 @@
 The config lies beside them in the workdir; teachers are never saved, they are named there.
 """
 
+from collections.abc import Iterator
+import contextlib
 import pathlib
 from typing import Any
 
@@ -26,8 +28,9 @@ class Checkpoints:
       policies.append(managers.BestN(
           get_metric_fn=lambda metrics: metrics.get(config.best_metric, float("-inf")),
           n=config.keep_best, keep_checkpoints_without_metrics=False))
+    self._folder = (pathlib.Path(workdir) / "checkpoints").absolute()
     self._manager = ocp.CheckpointManager(
-        (pathlib.Path(workdir) / "checkpoints").absolute(),
+        self._folder,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True))
@@ -40,11 +43,12 @@ class Checkpoints:
       state: pytree of arrays.
       data: state of the data iterator, JSON.
       metrics: of the last evaluation, for `keep_best`.
-    Raises: OSError (from this or the next call) if the disk is full; the last whole
-      checkpoint stays.
+    Raises: OSError if this checkpoint, or the one before it that was still being written,
+      does not reach the disk; the last whole checkpoint stays.
     """
-    self._manager.save(step, metrics=metrics or None, force=True, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)))
+    with self._clear_errors():
+      self._manager.save(step, metrics=metrics or None, force=True, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)))
 
   def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest checkpoint: (updates done, state laid out as `like`, data state), or None."""
@@ -60,8 +64,23 @@ class Checkpoints:
     return self
 
   def __exit__(self, *error: Any) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
+    with self._clear_errors():
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _clear_errors(self) -> Iterator[None]:
+    try:
+      yield
+    except (ValueError, OSError) as error:  # tensorstore says ValueError of a full disk
+      whole = _steps(self._folder)
+      raise OSError(
+          f"a checkpoint could not be written to {self._folder}; "
+          + (f"that of step {whole[-1]} is whole and a restart goes on from it"
+             if whole else "there is no earlier one")
+          + f". The reason: {' '.join(str(error).split())[-300:]}") from error
 
 
 def restore_params(workdir: str, like: Any) -> Any:
@@ -70,7 +89,7 @@ def restore_params(workdir: str, like: Any) -> Any:
   Raises: ValueError if the workdir holds no checkpoint.
   """
   folder = (pathlib.Path(workdir) / "checkpoints").absolute()
-  steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+  steps = _steps(folder)
   if not steps:
     raise ValueError(f"no checkpoint in {folder}; name the workdir of a run that saved one")
   abstract = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
@@ -79,3 +98,8 @@ def restore_params(workdir: str, like: Any) -> Any:
         item=abstract, partial_restore=True,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)))
   return found["params"]
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+  """Steps of the whole checkpoints, ascending: unfinished ones have another name."""
+  return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())

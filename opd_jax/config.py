@@ -4,7 +4,7 @@ A file in configs/ calls one of the public functions here with what it changes.
 Code reads `config.x`; a default exists here or nowhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import difflib
 from typing import Any
 
@@ -46,7 +46,11 @@ def _common() -> dict[str, Any]:
           top_p=1.0,
           allow_biased_sampling=False,  # other sampling settings bias the sampled KL
       )),
-      verifier=ConfigDict(dict(name="exact_match", workers=2, timeout_s=5.0)),
+      verifier=ConfigDict(dict(
+          name="exact_match",        # or "math_answer"
+          workers=2,                 # processes
+          timeout_s=5.0,             # a response, before it counts as wrong
+      )),
       eval=ConfigDict(dict(
           every=0,                   # steps; 0: only before and after
           prompts=64,
@@ -65,15 +69,22 @@ def _common() -> dict[str, Any]:
 
 def _training() -> dict[str, Any]:
   return dict(
-      total_steps=400,
-      log_every=10,
+      total_steps=400,               # updates
+      log_every=10,                  # steps between metrics
       optimizer=ConfigDict(dict(
-          learning_rate=1e-5, schedule="constant", warmup_steps=0,
-          b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
+          learning_rate=1e-5,        # at its peak
+          schedule="constant",       # or "cosine", "linear": to 0 at total_steps
+          warmup_steps=0,
+          b1=0.9, b2=0.999, eps=1e-8,
+          weight_decay=0.0,          # not of norms and biases
+          clip_norm=1.0,             # of the whole gradient
       )),
       ema=ConfigDict(dict(rate=0.0)),           # share of the new parameters; 0: no EMA
       checkpoint=ConfigDict(dict(
-          every=50, keep_last=2, keep_best=1, best_metric="eval/mean@8",
+          every=50,                  # steps; also at the end and on SIGTERM
+          keep_last=2,
+          keep_best=1,               # 0: none
+          best_metric="eval/mean@8", # greatest is best
       )),
       export=True,                              # the student as a Hugging Face folder at the end
   )
@@ -173,11 +184,40 @@ def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
       config[key] = type(old)(value)
 
 
+# Checked where a pipeline's config has them.
+POSITIVE = (
+    "total_steps", "log_every", "rollout.prompts", "rollout.group_size", "rollout.max_prompt",
+    "rollout.max_response", "eval.prompts", "eval.samples", "eval.batch", "verifier.workers",
+    "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches", "batch.tokens", "batch.chunk")
+NOT_NEGATIVE = (
+    "seed", "rollout.temperature", "rollout.top_k", "eval.every", "eval.temperature", "eval.top_k",
+    "eval.seed", "checkpoint.keep_best", "loss.logits_chunk", "optimizer.learning_rate",
+    "optimizer.warmup_steps", "optimizer.weight_decay", "student.drop_layers_every",
+    "teacher.drop_layers_every", "tokenizer_vocab")
+WHOLE_NUMBERS = ("rollout.prompt_buckets", "eval.ks", "batch.buckets")
+
+
 def validate(config: ConfigDict) -> None:
-  """Cross-key errors that a user can make.
+  """Mistakes that show only once the whole config is known, cross-key ones among them.
 
   Raises: ValueError naming the keys, what they are and what they must be.
   """
+  for key in POSITIVE:
+    _check(config, key, lambda x: x >= 1, "at least 1")
+  for key in NOT_NEGATIVE:
+    _check(config, key, lambda x: x >= 0, "0 or more")
+  for key in ("rollout.top_p", "eval.top_p"):
+    _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
+  _check(config, "ema.rate", lambda x: 0 <= x < 1, "at least 0 and less than 1")
+  for key in WHOLE_NUMBERS:
+    _check(config, key, lambda x: all(type(item) is int and item >= 1 for item in x),
+           "whole numbers, each at least 1")
+  if config.eval.samples < max(config.eval.ks, default=1):
+    raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
+                     f"{config.eval.samples}")
+  if any(length > config.rollout.max_prompt for length in config.rollout.prompt_buckets):
+    raise ValueError(f"rollout.prompt_buckets {config.rollout.prompt_buckets} must not exceed "
+                     f"rollout.max_prompt = {config.rollout.max_prompt}, which is always one")
   if config.pipeline == "opd":
     _check_sampling(config)
     rows = config.rollout.prompts * config.rollout.group_size
@@ -185,12 +225,16 @@ def validate(config: ConfigDict) -> None:
       raise ValueError(
           f"rollout.prompts x rollout.group_size = {rows} rows cannot be cut into "
           f"loss.micro_batches = {config.loss.micro_batches} equal parts")
-  for key in ("prompts", "group_size", "max_prompt", "max_response"):
-    if config.rollout[key] < 1:
-      raise ValueError(f"rollout.{key} is {config.rollout[key]}; it must be at least 1")
-  if config.eval.samples < max(config.eval.ks, default=1):
-    raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
-                     f"{config.eval.samples}")
+
+
+def _check(config: ConfigDict, key: str, good: Callable[[Any], bool], wanted: str) -> None:
+  *sections, name = key.split(".")
+  for section in sections:
+    if section not in config:
+      return
+    config = config[section]
+  if name in config and not good(config[name]):
+    raise ValueError(f"{key} is {config[name]!r}; it must be {wanted}")
 
 
 def _check_sampling(config: ConfigDict) -> None:

@@ -24,7 +24,8 @@ PIPELINES = {
     "context_use": "opd_jax.pipelines.context_use",
 }
 
-# What may change when a workdir is resumed; anything else would make it another run.
+# What may change when a workdir is resumed; anything else would make it another run. Of these,
+# total_steps bends a schedule that runs to zero, and another mesh rounds differently.
 RESUMABLE = ("total_steps", "log_every", "writers", "export", "checkpoint", "eval.every", "mesh",
              "data.cache", "verifier.workers")
 
@@ -86,11 +87,14 @@ class locked:
 def remember(config: Any, workdir: str) -> None:
   """Writes config.json as run; refuses a workdir that belongs to another config.
 
+  A workdir belongs to a config once a run has left results in it: one that failed at the
+  start, over a mistyped path for example, may be tried again with another.
+
   Raises: ValueError showing each key that differs.
   """
   path = pathlib.Path(workdir) / "config.json"
   now = json.loads(config.to_json())
-  if path.is_file():
+  if path.is_file() and _has_results(pathlib.Path(workdir)):
     before, after = _flat(json.loads(path.read_text())), _flat(now)
     differ = [key for key in sorted(before.keys() | after.keys())
               if before.get(key) != after.get(key)
@@ -103,6 +107,12 @@ def remember(config: Any, workdir: str) -> None:
   aside = path.with_suffix(".tmp")
   aside.write_text(json.dumps(now, indent=2))
   aside.rename(path)
+
+
+def _has_results(workdir: pathlib.Path) -> bool:
+  lines = workdir / "metrics.jsonl"
+  return (any((workdir / "checkpoints").glob("[0-9]*"))
+          or lines.is_file() and lines.stat().st_size > 0)
 
 
 def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -123,17 +133,26 @@ def parse(argv: list[str]) -> list[str]:
       if flags.FLAGS[name].value is None:
         raise ValueError(f"--{name} is missing. Usage: python -m opd_jax.main "
                          "--config=configs/quickstart.py --workdir=runs/quickstart")
+    CONFIG.value.pipeline  # a config file that cannot be read says so at its first use
     return rest
-  except (AttributeError, KeyError) as error:  # ml_collections: no such key, with the nearest
-    text = error
-    while isinstance(text, Exception):
-      text = text.args[0]
-    print("error: unknown config key " + str(text).replace("\n", ". "), file=sys.stderr)
+  except (AttributeError, KeyError) as error:
+    print(f"error: {_unknown_key(error, argv)}", file=sys.stderr)
   except (flags.Error, ValueError, OSError) as error:
     # A config file that raises arrives with its whole traceback: the last line says what and why.
     last = str(error).strip().splitlines()[-1].strip()
     print(f"error: {last.removeprefix('ValueError: ')}", file=sys.stderr)
   sys.exit(2)
+
+
+def _unknown_key(error: Exception, argv: list[str]) -> str:
+  """What ml_collections says of a missing key, with the whole name that the user typed."""
+  text = error
+  while isinstance(text, Exception):
+    text = text.args[0]
+  key, _, hint = str(text).partition("\n")
+  key = key.strip("'\"")
+  typed = next((name for arg in argv if key in (name := arg.split("=")[0]).split(".")), key)
+  return f"unknown config key {typed.lstrip('-')}. {hint}".strip()
 
 
 if __name__ == "__main__":

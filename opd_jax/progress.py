@@ -62,7 +62,9 @@ CURVES = (
     ("reward of the training rollouts", ("rollout/reward",)),
     ("reverse KL, nats per token", ("teacher/reverse_kl", "eval/reverse_kl")),
     ("loss", ("loss/total",)),
+    ("entropy of the student, nats per token", ("student/entropy",)),
     ("response length, tokens", ("rollout/length", "eval/length")),
+    ("share of responses that never end", ("rollout/truncated", "eval/truncated")),
     ("tokens per second", ("time/tokens_per_s",)),
 )
 
@@ -73,7 +75,7 @@ def report(workdir: str) -> None:
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
   lines = writer.read(workdir)
-  figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+  figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
   for axis, (title, prefixes) in zip(axes.flat, CURVES):
     names = sorted({name for line in lines for name in line
                     if name.startswith(prefixes) and "decile" not in name})
@@ -85,5 +87,7 @@ def report(workdir: str) -> None:
     axis.grid(alpha=0.3)
     if names:
       axis.legend(fontsize=8, frameon=False)
+    else:
+      axis.set_visible(False)  # not a curve of this pipeline
   figure.savefig(pathlib.Path(workdir) / "report.png", dpi=110)
   plt.close(figure)

@@ -12,8 +12,14 @@ WRITERS = ("jsonl", "tensorboard", "wandb")
 class Writer:
   """Writes flat dicts of scalars by step; a context manager.
 
-  A resumed run first removes what was written at or after its first step, so metrics.jsonl
-  reads as if the run had never been broken.
+  A resumed run first removes what was written after the checkpoint it goes on from, so
+  metrics.jsonl reads as if the run had never been broken.
+
+  Args:
+    workdir: where metrics.jsonl and tensorboard/ go.
+    config: the whole config; reads `writers`.
+    first_step: updates already done; 0 starts the files anew.
+  Raises: ValueError for a writer that does not exist or is not installed.
   """
 
   def __init__(self, workdir: str, config: ml_collections.ConfigDict, first_step: int):
@@ -23,13 +29,17 @@ class Writer:
     self._jsonl = self._tensorboard = self._wandb = None
     if "jsonl" in config.writers:
       path = folder / "metrics.jsonl"
-      kept = [line for line in read_lines(path) if json.loads(line)["step"] <= first_step]
-      path.write_text("".join(kept))
+      # Without a checkpoint the run begins again, and its first evaluation with it.
+      kept = [line for line in read_lines(path)
+              if first_step and json.loads(line)["step"] <= first_step]
+      aside = path.with_suffix(".tmp")  # a kill in between loses nothing
+      aside.write_text("".join(kept))
+      aside.rename(path)
       self._jsonl = path.open("a", buffering=1)
     if "tensorboard" in config.writers:
       import tensorboardX
       self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"),
-                                                     purge_step=first_step or None)
+                                                     purge_step=first_step + 1)
     if "wandb" in config.writers:
       self._wandb = _wandb(workdir, config)
 

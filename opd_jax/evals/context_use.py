@@ -12,8 +12,8 @@ from opd_jax.verifiers import exact_match
 
 Respond = Callable[[list[chat.Messages]], list[str]]  # conversations -> one response each
 
-# Difficulty: digits, and the range of steps.
-LEVELS = {f"{digits} digit{'s' * (digits > 1)}, {low}-{low + 1} steps": (digits, low)
+# Difficulty: digits, and the range of steps, "2d 5-6".
+LEVELS = {f"{digits}d {low}-{low + 1}": (digits, low)
           for digits in (1, 2) for low in (3, 5, 7)}
 
 
@@ -43,7 +43,7 @@ def conditions(problems: Sequence[chains.Chain], respond: Respond, criticize: Re
           [chat.with_peers(q, [chains.solution(c)]) for q, c in zip(plain, problems)]),
       "a wrong peer, marked wrong": respond(
           [chat.with_peers(q, [], [f]) for q, f in zip(plain, failures)]),
-      "a helpful critique of its first answer": refine(
+      "a helpful critique": refine(
           [chains.critique(c, a) for c, a in zip(problems, first)]),
       "a misleading critique": refine(misleading),
       "the weak model's critique": refine(weak),

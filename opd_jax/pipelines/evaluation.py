@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 import ml_collections
+import numpy as np
 
 from opd_jax import sharding
 from opd_jax.data import builders, loader
@@ -92,3 +93,20 @@ def write(workdir: pathlib.Path, name: str, metrics: dict[str, float],
 def read(workdir: str, name: str) -> dict[str, float]:
   """The metrics of an evaluation that `write` left."""
   return json.loads((pathlib.Path(workdir) / "eval" / f"{name}.json").read_text())["metrics"]
+
+
+def paired(workdir: str, before: str, after: str) -> str:
+  """What changed between two evaluations of the same prompts: mean and standard error.
+
+  Accuracy and reverse KL are differenced prompt by prompt, so the prompts' own difficulty
+  does not blur the comparison.
+  """
+  records = [json.loads((pathlib.Path(workdir) / "eval" / f"{name}.json").read_text())["records"]
+             for name in (before, after)]
+  parts = []
+  for name, value in (("accuracy", lambda r: np.mean(r["rewards"])),
+                      ("reverse KL", lambda r: r["reverse_kl"])):
+    change = np.array([value(b) - value(a) for a, b in zip(*records)])
+    error = change.std(ddof=1) / np.sqrt(len(change))
+    parts.append(f"{name} {change.mean():+.3f} +- {error:.3f}")
+  return f"change over {len(records[0])} prompts (paired standard errors): " + ", ".join(parts)

@@ -208,6 +208,7 @@ def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Po
   progress.table("held-out prompts", ["", *columns], [
       [who, *(f"{found[c]:.3f}" if c in found else "" for c in columns)]
       for who, found in results.items()])
+  progress.note(evaluation.paired(workdir, named["student before"], named["student after"]))
   progress.report(workdir)
   if config.export:
     hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)

@@ -115,6 +115,7 @@ class ArithmeticTest(absltest.TestCase):
       self.assertNotIn("wrong", chains.critique(chain, chains.solution(chain)))
       misled = chains.misleading_critique(chain, chains.solution(chain), rng).split("\n")[-1]
       self.assertNotIn(misled.split("wrong, ")[1], chains.solution(chain).split("\n"))
+      self.assertEqual(chains.parse(chains.question(chain)), chain)
 
   def test_training_never_asks_a_test_question(self):
     splits = builders.arithmetic.splits(train=3000, test=500, mix={"plain": 1.0}, digits=(1,),

@@ -1,0 +1,247 @@
+"""Every key of every pipeline's config, with its default: the printed config is the run.
+
+A file in configs/ calls one of the public functions here with what it changes.
+Code reads `config.x`; a default exists here or nowhere.
+"""
+
+from collections.abc import Callable, Mapping
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def _policy(source: str) -> ConfigDict:
+  return ConfigDict(dict(
+      source=source,         # "tiny:NAME", "hf:FOLDER", "workdir:FOLDER", "random:NAME", "smollm2"
+      tokenizer="",          # folder with tokenizer.json; "": the source's own
+      chat_template="",      # Jinja text or file; "": the tokenizer's own
+      drop_layers_every=0,   # n: leave out every n-th layer
+  ))
+
+
+def _common() -> dict[str, Any]:
+  return dict(
+      seed=0,
+      student=_policy("tiny:student"),
+      model=ConfigDict(dict(
+          compute_dtype="float32",   # "float32", "bfloat16"; master weights are float32
+          remat="none",              # "none", "full", "dots": what the backward pass recomputes
+      )),
+      data=ConfigDict(dict(
+          builder="arithmetic",      # a name in data/builders
+          builder_kw=ConfigDict(),   # that builder's arguments
+          train_split="train",
+          eval_split="test",
+          cache="",                  # "": ~/.cache/opd_jax/data
+      )),
+      rollout=ConfigDict(dict(
+          prompts=16,                # P, prompts a step, over all hosts
+          group_size=4,              # G, responses a prompt
+          max_prompt=64,             # longer prompts are dropped and counted
+          max_response=96,           # T
+          prompt_buckets=(),         # padded prompt lengths; (): only max_prompt
+          temperature=1.0,
+          top_k=0,
+          top_p=1.0,
+          allow_biased_sampling=False,  # other sampling settings bias the sampled KL
+      )),
+      verifier=ConfigDict(dict(
+          name="exact_match",        # or "math_answer"
+          workers=2,                 # processes
+          timeout_s=5.0,             # a response, before it counts as wrong
+      )),
+      eval=ConfigDict(dict(
+          every=0,                   # steps; 0: only before and after
+          prompts=64,
+          samples=8,                 # n responses a prompt
+          ks=(1, 8),                 # the k of pass@k
+          batch=16,                  # prompts at a time
+          temperature=1.0,           # 0: greedy
+          top_k=0,
+          top_p=1.0,
+          seed=1,
+      )),
+      mesh=ConfigDict(dict(data=-1, model=1)),  # -1: the rest of the devices
+      writers=("jsonl", "tensorboard"),         # also "wandb"
+  )
+
+
+def _training() -> dict[str, Any]:
+  return dict(
+      total_steps=400,               # updates
+      log_every=10,                  # steps between metrics
+      optimizer=ConfigDict(dict(
+          learning_rate=1e-5,        # at its peak
+          schedule="constant",       # or "cosine", "linear": to 0 at total_steps
+          warmup_steps=0,
+          b1=0.9, b2=0.999, eps=1e-8,
+          weight_decay=0.0,          # not of norms and biases
+          clip_norm=1.0,             # of the whole gradient
+      )),
+      ema=ConfigDict(dict(rate=0.0)),           # share of the new parameters; 0: no EMA
+      checkpoint=ConfigDict(dict(
+          every=50,                  # steps; also at the end and on SIGTERM
+          keep_last=2,
+          keep_best=1,               # 0: none
+          best_metric="eval/mean@8", # greatest is best
+      )),
+      export=True,                              # the student as a Hugging Face folder at the end
+  )
+
+
+def on_policy(**changes: Any) -> ConfigDict:
+  """Config of a method that samples anew at every step (pipelines/on_policy.py)."""
+  return _changed(dict(
+      **_common(), **_training(),
+      pipeline="opd",
+      teacher=_policy("tiny:teacher"),
+      loss=ConfigDict(dict(
+          signal="opd",              # what is learned at a token
+          surrogate="score_function",  # or "forward_kl", "reverse_kl", "jsd": over the vocabulary
+          beta=0.5,                  # of jsd
+          aggregate="token_mean",    # or "sequence_mean", "sequence_sum"
+          importance_cap=5.0,        # on p_now / p_sampler
+          micro_batches=1,
+          logits_chunk=0,            # columns of T whose logits exist at a time; 0: all
+      )),
+  ), changes)
+
+
+def offline(**changes: Any) -> ConfigDict:
+  """Config of training on given responses (pipelines/offline.py)."""
+  return _changed(dict(
+      **_common(), **_training(),
+      pipeline="sft",
+      tokenizer_vocab=0,             # n > 0: train a tokenizer of n tokens on the data first
+      batch=ConfigDict(dict(
+          tokens=6144,               # padded tokens a batch
+          buckets=(96, 160, 256, 400),   # lengths of prompt + response
+          chunk=2048,                # rows sorted into buckets at a time
+      )),
+      loss=ConfigDict(dict(aggregate="token_mean", micro_batches=1, logits_chunk=0)),
+  ), changes)
+
+
+def evaluate(**changes: Any) -> ConfigDict:
+  """Config of an evaluation alone (pipelines/evaluate.py)."""
+  return _changed(dict(
+      **_common(),
+      pipeline="evaluate",
+      teacher=_policy(""),           # "": no reverse KL
+      loss=ConfigDict(dict(logits_chunk=0)),
+  ), changes)
+
+
+def context_use(**changes: Any) -> ConfigDict:
+  """Config of the study of contexts (pipelines/context_use.py)."""
+  return _changed(dict(
+      **_common(),
+      pipeline="context_use",
+      models=("tiny:student",),      # sources of the models studied
+      critic=_policy("tiny:weak"),   # who writes the critiques
+  ), changes)
+
+
+def form(arg: str, *known: str) -> str:
+  """The form of a config that `--config=file.py:form` asks for.
+
+  Raises: ValueError for one that the file does not have.
+  """
+  if arg not in known:
+    raise ValueError(f"this config has no form {arg!r}; it has "
+                     + ", ".join(repr(name) for name in known))
+  return arg
+
+
+def nearest(name: str, known: Any) -> str:
+  """' Did you mean ...?' for a name close to a known one, else ''."""
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _changed(defaults: dict[str, Any], changes: Mapping[str, Any]) -> ConfigDict:
+  config = ConfigDict(defaults)
+  _merge(config, changes, "config")
+  return config.lock()
+
+
+def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
+  for key, value in changes.items():
+    if key not in config:
+      raise ValueError(f"unknown config key {path}.{key}.{nearest(key, config)} "
+                       f"{path} has: {', '.join(sorted(config))}")
+    old = config[key]
+    if isinstance(old, ConfigDict) and key != "builder_kw":
+      if not isinstance(value, Mapping):
+        raise ValueError(f"{path}.{key} is a section; wanted a dict, found {value!r}")
+      _merge(old, value, f"{path}.{key}")
+    elif key == "builder_kw":
+      config[key] = ConfigDict(value)
+    elif type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
+      raise ValueError(f"{path}.{key} must be a {type(old).__name__}, found {value!r}")
+    else:
+      config[key] = type(old)(value)
+
+
+def validate(config: ConfigDict) -> None:
+  """Mistakes that show only once the whole config is known, cross-key ones among them.
+
+  Raises: ValueError naming the keys, what they are and what they must be.
+  """
+  for key in POSITIVE:
+    _check(config, key, lambda x: x >= 1, "at least 1")
+  for key in NOT_NEGATIVE:
+    _check(config, key, lambda x: x >= 0, "0 or more")
+  for key in ("rollout.top_p", "eval.top_p"):
+    _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
+  _check(config, "ema.rate", lambda x: 0 <= x < 1, "at least 0 and less than 1")
+  for key in WHOLE_NUMBERS:
+    _check(config, key, lambda x: all(type(item) is int and item >= 1 for item in x),
+           "whole numbers, each at least 1")
+  if config.eval.samples < max(config.eval.ks, default=1):
+    raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
+                     f"{config.eval.samples}")
+  if any(length >= config.rollout.max_prompt for length in config.rollout.prompt_buckets):
+    raise ValueError(f"rollout.prompt_buckets {config.rollout.prompt_buckets} must be shorter than "
+                     f"rollout.max_prompt = {config.rollout.max_prompt}, which is always one")
+  if config.pipeline == "opd":
+    _check_sampling(config)
+    rows = config.rollout.prompts * config.rollout.group_size
+    if rows % config.loss.micro_batches:
+      raise ValueError(
+          f"rollout.prompts x rollout.group_size = {rows} rows cannot be cut into "
+          f"loss.micro_batches = {config.loss.micro_batches} equal parts")
+
+
+# Checked where a pipeline's config has them.
+POSITIVE = (
+    "total_steps", "log_every", "rollout.prompts", "rollout.group_size", "rollout.max_prompt",
+    "rollout.max_response", "eval.prompts", "eval.samples", "eval.batch", "verifier.workers",
+    "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches", "batch.tokens", "batch.chunk")
+NOT_NEGATIVE = (
+    "seed", "rollout.temperature", "rollout.top_k", "eval.every", "eval.temperature", "eval.top_k",
+    "eval.seed", "checkpoint.keep_best", "loss.logits_chunk", "optimizer.learning_rate",
+    "optimizer.warmup_steps", "optimizer.weight_decay", "student.drop_layers_every",
+    "teacher.drop_layers_every", "tokenizer_vocab")
+WHOLE_NUMBERS = ("rollout.prompt_buckets", "eval.ks", "batch.buckets")
+
+
+def _check(config: ConfigDict, key: str, good: Callable[[Any], bool], wanted: str) -> None:
+  *sections, name = key.split(".")
+  for section in sections:
+    if section not in config:
+      return
+    config = config[section]
+  if name in config and not good(config[name]):
+    raise ValueError(f"{key} is {config[name]!r}; it must be {wanted}")
+
+
+def _check_sampling(config: ConfigDict) -> None:
+  rollout = config.rollout
+  plain = rollout.temperature == 1.0 and rollout.top_k == 0 and rollout.top_p == 1.0
+  if not plain and not rollout.allow_biased_sampling:
+    raise ValueError(
+        f"rollout.temperature={rollout.temperature}, top_k={rollout.top_k}, top_p={rollout.top_p} "
+        "make the sampled KL biased; on-policy distillation samples at temperature 1, top_k 0, "
+        "top_p 1. Set rollout.allow_biased_sampling=True if the bias is wanted.")

@@ -1,0 +1,121 @@
+"""Data sets as TFDS builders: from a generator of rows to array_record files, once.
+
+Every data set yields the same canonical row:
+
+    id        str   unique within its split
+    task      str   which family of tasks, "arithmetic/plain"
+    level     int   difficulty, 0 where there is none
+    messages  str   JSON list of {role, content}: the conversation up to the response
+    answer    str   the ground truth that a verifier compares with
+    response  str   a response to learn from, "" if there is none
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import hashlib
+import inspect
+import io
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from opd_jax.data.builders import arithmetic, jsonl
+
+Splits = Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
+
+# Each data set: keyword arguments -> its splits, as functions that yield rows.
+BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "jsonl": jsonl}
+
+
+class Rows(tfds.core.GeneratorBasedBuilder):
+  """The one TFDS builder: canonical rows from whatever generator it is given."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(self, splits: Splits, **kwargs: Any):
+    self._splits = splits
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    text = tfds.features.Text()
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(dict(
+        id=text, task=text, level=np.int32, messages=text, answer=text, response=text)))
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    return {name: self._generate_examples(rows) for name, rows in self._splits.items()}
+
+  def _generate_examples(self, rows: Callable[[], Iterator[dict[str, Any]]]) -> Any:
+    for i, row in enumerate(rows()):
+      yield i, row
+
+
+class Source:
+  """Random access to the rows of one split, as dicts of str and int."""
+
+  def __init__(self, records: Any):
+    self._records = records
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    row = self._records[index]
+    return {key: value.decode() if isinstance(value, bytes) else int(value)
+            for key, value in row.items()}
+
+
+def open_source(name: str, arguments: Mapping[str, Any], split: str, cache: str = "") -> Source:
+  """Opens a split, preparing the data set on first use.
+
+  The cache folder's name is a hash of the arguments, the contents of the files they name
+  and the code that makes the rows, so a stale copy is never read. It is written aside and
+  renamed, so several processes may prepare it at once.
+
+  Args:
+    name: a key of `BUILDERS`.
+    arguments: keyword arguments of that module's `splits`.
+    split: for example "train".
+    cache: folder; ~/.cache/opd_jax/data by default.
+  Raises: ValueError for an unknown data set, argument or split, or for a bad row.
+  """
+  if name not in BUILDERS:
+    raise ValueError(f"data.builder is {name!r}; it must be one of {', '.join(BUILDERS)}")
+  module = BUILDERS[name]
+  known = inspect.signature(module.splits).parameters
+  if unknown := set(arguments) - set(known):
+    raise ValueError(f"data.builder_kw has {sorted(unknown)}, which {name!r} does not take; it "
+                     f"takes {sorted(known)}")
+  splits = module.splits(**arguments)
+  if split not in splits:
+    raise ValueError(f"data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
+  identity = json.dumps([name, dict(arguments), module.fingerprint(**arguments)], sort_keys=True,
+                        default=list)
+  root = pathlib.Path(cache) if cache else pathlib.Path.home() / ".cache/opd_jax/data"
+  folder = root / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+  if not folder.is_dir():
+    _prepare(splits, folder)
+  builder = tfds.builder_from_directory(str(folder / "rows" / str(Rows.VERSION)))
+  return Source(builder.as_data_source(split=split))
+
+
+def _prepare(splits: Splits, folder: pathlib.Path) -> None:
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  aside = tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
+  try:
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds announces a download that is none
+      Rows(splits, data_dir=aside).download_and_prepare(
+          file_format="array_record",
+          download_config=tfds.download.DownloadConfig(compute_stats="skip"))
+    os.rename(aside, folder)
+  except OSError:
+    if not folder.is_dir():  # another process that prepared the same data set was faster
+      raise
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,38 @@
+"""The arithmetic data set: its splits, made from nothing but a seed."""
+
+from collections.abc import Callable, Iterator
+import inspect
+from typing import Any
+
+from opd_jax.data import chat
+from opd_jax.data.builders.arithmetic import chains, examples
+
+TEST_SEED = 1_000_003
+
+
+def splits(*, train: int, test: int, mix: dict[str, float], digits: tuple[int, ...] = (1, 2),
+           min_steps: int = 3, max_steps: int = 8, beyond: float = 0.0,
+           seed: int = 0) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+  """Training rows of the kinds in `mix`, and plain test questions that training never asks.
+
+  Args:
+    train, test: rows in each split.
+    mix: share of each of `examples.KINDS` in training.
+    digits, min_steps, max_steps, beyond, seed: see `examples.rows`.
+  """
+  shape = dict(digits=tuple(digits), min_steps=min_steps, max_steps=max_steps)
+
+  def held_out() -> Iterator[dict[str, Any]]:
+    return examples.rows(count=test, seed=TEST_SEED, mix={"plain": 1.0}, **shape)
+
+  def training() -> Iterator[dict[str, Any]]:
+    asked = {(row["messages"]) for row in held_out()}
+    rows = examples.rows(count=train, seed=seed, mix=dict(mix), beyond=beyond, **shape)
+    return (row for row in rows if row["messages"] not in asked)
+
+  return {"train": training, "test": held_out}
+
+
+def fingerprint(**arguments: Any) -> str:
+  """The code that makes the rows: when it changes, they are made again."""
+  return "".join(map(inspect.getsource, (chat, chains, examples)))

@@ -1,0 +1,90 @@
+"""Training and test rows over chains: plain questions, and questions with a context.
+
+The tiny models must be able to use what later methods show them, so part of their
+training carries peers' solutions, failures marked as such, critiques of an earlier
+attempt, and the critic's own job.
+"""
+
+from collections.abc import Iterator
+import json
+import random
+from typing import Any
+
+from opd_jax.data import chat
+from opd_jax.data.builders.arithmetic import chains
+
+KINDS = ("plain", "peers", "refine", "critic")
+
+# Peers shown together: (successes, failures).
+SHOWN = ((1, 0), (1, 0), (0, 1), (1, 1), (2, 1), (2, 0))
+
+
+def level(digits: int, steps: int) -> int:
+  """Difficulty as one number: hundreds count the digits, the rest the steps."""
+  return 100 * digits + steps
+
+
+def _peers(rng: random.Random, chain: chains.Chain, beyond: bool) -> chat.Messages:
+  successes, failures = rng.choice([s for s in SHOWN if s[0] or not beyond])
+  return chat.with_peers(chat.question(chains.question(chain)),
+                         [chains.solution(chain)] * successes,
+                         [chains.corrupt(chain, rng) for _ in range(failures)])
+
+
+def _refine(rng: random.Random, chain: chains.Chain, beyond: bool) -> chat.Messages:
+  attempt = _attempt(rng, chain)
+  if beyond:
+    attempt = chains.corrupt(chain, rng, where=len(chain.steps) - 1)
+  return chat.refine_request(chat.question(chains.question(chain)), attempt,
+                             chains.critique(chain, attempt))
+
+
+def _attempt(rng: random.Random, chain: chains.Chain) -> str:
+  return chains.solution(chain) if rng.random() < 0.25 else chains.corrupt(chain, rng)
+
+
+def example(rng: random.Random, kind: str, digits: int, steps: int,
+            beyond: float) -> dict[str, Any]:
+  """One row of the given kind, without its id: task, level, messages, answer, response.
+
+  A context is worth reading only where the model cannot do without: with probability
+  `beyond` a row with a context has three digits, more than the tiny models can compute,
+  and all of its response can be copied from the context.
+  """
+  beyond = kind in ("peers", "refine") and rng.random() < beyond
+  if beyond:
+    digits, steps = 3, min(steps, 4)
+  chain = chains.sample(rng, digits, steps)
+  response = chains.solution(chain)
+  if kind == "plain":
+    messages = chat.question(chains.question(chain))
+  elif kind == "peers":
+    messages = _peers(rng, chain, beyond)
+  elif kind == "refine":
+    messages = _refine(rng, chain, beyond)
+  else:
+    attempt = _attempt(rng, chain)
+    messages = chat.critique_request(chat.question(chains.question(chain)), attempt)
+    response = chains.critique(chain, attempt)
+  return dict(task=f"arithmetic/{kind}", level=level(digits, steps), messages=json.dumps(messages),
+              answer=chains.answer(chain), response=response)
+
+
+def rows(*, count: int, seed: int, digits: tuple[int, ...], min_steps: int, max_steps: int,
+         mix: dict[str, float], beyond: float = 0.0) -> Iterator[dict[str, Any]]:
+  """Yields `count` rows, deterministic in the arguments.
+
+  Args:
+    count: number of rows.
+    seed: of the generator; different splits use different seeds.
+    digits: which moduli appear, each equally often.
+    min_steps, max_steps: bounds of the chain's length, both included, equally often.
+    mix: share of each kind in `KINDS`.
+    beyond: share of the rows with a context that only the context can answer.
+  """
+  rng = random.Random(seed)
+  for i in range(count):
+    kind = rng.choices(list(mix), list(mix.values()))[0]
+    row = example(rng, kind, rng.choice(digits), rng.randint(min_steps, max_steps),
+                  beyond)
+    yield dict(id=f"chain-{seed}-{i}", **row)

@@ -1,0 +1,129 @@
+"""From rows on disk to the batches of a run: shuffling, sharding by process, exact resume."""
+
+from collections.abc import Callable, Iterator, Sequence
+import copy
+import json
+import random
+from typing import Any
+
+import grain
+
+from opd_jax.data.tokenizer import Tokenizer
+
+Row = dict[str, Any]
+
+
+def encode(tokenizer: Tokenizer) -> Callable[[Row], Row]:
+  """Row -> the row with `prompt_ids`, and `response_ids` (ending in EOS) if it has a response."""
+  def one(row: Row) -> Row:
+    out = {**row, "prompt_ids": tokenizer.encode_chat(json.loads(row["messages"]))}
+    if row["response"]:
+      out["response_ids"] = [*tokenizer.encode(row["response"]), tokenizer.eos_ids[0]]
+    return out
+  return one
+
+
+class Batches:
+  """Endless lists of rows; `state` / `restore` resume exactly, across epochs too.
+
+  Rows for which `fits` is false are dropped, never cut, and counted in `dropped`.
+  """
+
+  def __init__(self, source: Any, size: int, *, transform: Callable[[Row], Row],
+               fits: Callable[[Row], bool], seed: int, shuffle: bool = True,
+               process_index: int = 0, process_count: int = 1):
+    dataset = grain.MapDataset.source(source).seed(seed)
+    if shuffle:
+      dataset = dataset.shuffle()
+    # Each process reads every process_count-th row of the same global order.
+    dataset = dataset[process_index::process_count].map(transform).repeat()
+    self._rows = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
+    self._size, self._fits = size, fits
+    self.dropped = 0
+
+  def __iter__(self) -> Iterator[list[Row]]:
+    return self
+
+  def __next__(self) -> list[Row]:
+    rows, misses = [], 0
+    while len(rows) < self._size:
+      row = next(self._rows)
+      if self._fits(row):
+        rows.append(row)
+        misses = 0
+      else:
+        self.dropped += 1
+        misses += 1
+        if misses > 10_000:
+          raise ValueError("10,000 rows in a row were dropped as too long: raise "
+                           "rollout.max_prompt (or batch.buckets), or choose other data")
+    return rows
+
+  def state(self) -> dict[str, Any]:
+    """Everything needed to go on from here, as JSON."""
+    # A deep copy: grain hands out its live state.
+    return {"rows": copy.deepcopy(self._rows.get_state()), "dropped": self.dropped}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Goes back to where `state` was taken."""
+    self._rows.set_state(state["rows"])
+    self.dropped = state["dropped"]
+
+
+class BucketedBatches:
+  """Batches of rows of similar length for training on given responses.
+
+  Rows are taken in chunks; within a chunk each row goes to the smallest bucket that holds
+  it, and a bucket's batch has tokens // bucket rows. The last batch of a bucket is filled
+  up with None. So shapes are few and padding is small, and the state is only "which chunk,
+  how many of its batches are done".
+  """
+
+  def __init__(self, chunks: Batches, length: Callable[[Row], int], buckets: Sequence[int],
+               tokens: int, seed: int):
+    self._chunks, self._length = chunks, length
+    self._buckets, self._tokens, self._seed = sorted(buckets), tokens, seed
+    self._plan: list[tuple[int, list[Row | None]]] = []
+    self._before, self._done, self._chunk = chunks.state(), 0, 0
+
+  @property
+  def dropped(self) -> int:
+    """Rows longer than the largest bucket, so far."""
+    return self._chunks.dropped
+
+  def __iter__(self) -> Iterator[tuple[int, list[Row | None]]]:
+    return self
+
+  def __next__(self) -> tuple[int, list[Row | None]]:
+    if self._done == len(self._plan):
+      self._before = self._chunks.state()
+      self._plan = self._cut(next(self._chunks))
+      self._done, self._chunk = 0, self._chunk + 1
+    self._done += 1
+    return self._plan[self._done - 1]
+
+  def _cut(self, rows: list[Row]) -> list[tuple[int, list[Row | None]]]:
+    groups: dict[int, list[Row | None]] = {size: [] for size in self._buckets}
+    for row in rows:
+      groups[next(size for size in self._buckets if self._length(row) <= size)].append(row)
+    plan = []
+    for size, group in groups.items():
+      count = max(self._tokens // size, 1)
+      group += [None] * (-len(group) % count)
+      plan += [(size, group[i:i + count]) for i in range(0, len(group), count)]
+    random.Random(f"{self._seed}/{self._chunk}").shuffle(plan)
+    return plan
+
+  def state(self) -> dict[str, Any]:
+    """Everything needed to go on from here, as JSON."""
+    return {"before": self._before, "done": self._done, "chunk": self._chunk}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Goes back to where `state` was taken."""
+    self._chunks.restore(state["before"])
+    self._before, self._chunk, self._done = state["before"], state["chunk"], state["done"]
+    self._plan = []
+    if state["chunk"]:
+      self._chunk -= 1
+      self._plan = self._cut(next(self._chunks))
+      self._chunk += 1

@@ -1,0 +1,159 @@
+"""Runs one config: `python -m opd_jax.main --config=configs/x.py[:form] --workdir=DIR`.
+
+Any key can be changed on the command line: --config.optimizer.learning_rate=3e-5
+"""
+
+import fcntl
+import importlib
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from opd_jax import config as configs
+
+PIPELINES = {
+    "opd": "opd_jax.pipelines.opd",
+    "sft": "opd_jax.pipelines.offline",
+    "evaluate": "opd_jax.pipelines.evaluate",
+    "context_use": "opd_jax.pipelines.context_use",
+}
+
+# What may change when a workdir is resumed; anything else would make it another run. Of these,
+# total_steps bends a schedule that runs to zero, and another mesh rounds differently.
+RESUMABLE = ("total_steps", "log_every", "writers", "export", "checkpoint", "eval.every", "mesh",
+             "data.cache", "verifier.workers")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run leaves behind.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set as --config.key=value")
+  config, workdir = CONFIG.value, WORKDIR.value
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # the libraries' INFO would bury the run's own lines
+  # Compiling takes longer than many a tiny run: what was compiled once is kept.
+  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
+  try:
+    configs.validate(config)
+    pipeline = pick(config.pipeline)
+    with locked(workdir):
+      remember(config, workdir)
+      pipeline.run(config, workdir)
+  except (ValueError, FloatingPointError, OSError) as error:
+    logging.debug("where it happened", exc_info=True)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def pick(name: str) -> Any:
+  """The pipeline's module. Raises: ValueError for an unknown name."""
+  if name not in PIPELINES:
+    raise ValueError(f"pipeline is {name!r}; it must be one of {', '.join(PIPELINES)}."
+                     + configs.nearest(name, PIPELINES))
+  return importlib.import_module(PIPELINES[name])
+
+
+class locked:
+  """Holds a workdir for one process; the kernel lets go of it however the process ends."""
+
+  def __init__(self, workdir: str):
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    self._workdir = workdir
+    self._file = open(pathlib.Path(workdir) / "lock", "a+")
+
+  def __enter__(self) -> None:
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      self._file.seek(0)
+      raise ValueError(f"{self._workdir} is in use by process {self._file.read().strip()}; wait "
+                       "for it, stop it, or choose another --workdir") from None
+    self._file.truncate(0)
+    self._file.write(str(os.getpid()))
+    self._file.flush()
+
+  def __exit__(self, *error: Any) -> None:
+    self._file.close()
+
+
+def remember(config: Any, workdir: str) -> None:
+  """Writes config.json as run; refuses a workdir that belongs to another config.
+
+  A workdir belongs to a config once a run has left results in it: one that failed at the
+  start, over a mistyped path for example, may be tried again with another.
+
+  Raises: ValueError showing each key that differs.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  now = json.loads(config.to_json())
+  if path.is_file() and _has_results(pathlib.Path(workdir)):
+    before, after = _flat(json.loads(path.read_text())), _flat(now)
+    differ = [key for key in sorted(before.keys() | after.keys())
+              if before.get(key) != after.get(key)
+              and not any(key == free or key.startswith(free + ".") for free in RESUMABLE)]
+    if differ:
+      lines = [f"  {key}: {before.get(key, '(none)')} there, {after.get(key, '(none)')} now"
+               for key in differ]
+      raise ValueError(f"{workdir} belongs to another config:\n" + "\n".join(lines)
+                       + "\nChoose another --workdir, or give the same config to resume.")
+  aside = path.with_suffix(".tmp")
+  aside.write_text(json.dumps(now, indent=2))
+  aside.rename(path)
+
+
+def _has_results(workdir: pathlib.Path) -> bool:
+  lines = workdir / "metrics.jsonl"
+  return (any((workdir / "checkpoints").glob("[0-9]*"))
+          or lines.is_file() and lines.stat().st_size > 0)
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict) and value:
+      out |= _flat(value, f"{path}{key}.")
+    else:
+      out[path + key] = value
+  return out
+
+
+def parse(argv: list[str]) -> list[str]:
+  """absl's flag parser, with one line instead of a traceback for what a user can get wrong."""
+  try:
+    rest = flags.FLAGS(argv)
+    for name in ("config", "workdir"):
+      if flags.FLAGS[name].value is None:
+        raise ValueError(f"--{name} is missing. Usage: python -m opd_jax.main "
+                         "--config=configs/quickstart.py --workdir=runs/quickstart")
+    CONFIG.value.pipeline  # a config file that cannot be read says so at its first use
+    return rest
+  except (AttributeError, KeyError) as error:
+    print(f"error: {_unknown_key(error, argv)}", file=sys.stderr)
+  except (flags.Error, ValueError, OSError) as error:
+    # A config file that raises arrives with its whole traceback: the last line says what and why.
+    last = str(error).strip().splitlines()[-1].strip()
+    print(f"error: {last.removeprefix('ValueError: ')}", file=sys.stderr)
+  sys.exit(2)
+
+
+def _unknown_key(error: Exception, argv: list[str]) -> str:
+  """What ml_collections says of a missing key, with the whole name that the user typed."""
+  text = error
+  while isinstance(text, Exception):
+    text = text.args[0]
+  key, _, hint = str(text).partition("\n")
+  key = key.strip("'\"")
+  typed = next((name for arg in argv if key in (name := arg.split("=")[0]).split(".")), key)
+  return f"unknown config key {typed.lstrip('-')}. {hint}".strip()
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse)

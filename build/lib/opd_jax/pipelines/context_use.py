@@ -1,0 +1,64 @@
+"""Runs evals/context_use.py on several models and leaves its table in the workdir."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from opd_jax import keys, progress, sharding
+from opd_jax.data import builders, chat
+from opd_jax.data.builders.arithmetic import chains
+from opd_jax.evals import context_use
+from opd_jax.pipelines import policy as policies
+from opd_jax.rollouts import batch as batches
+from opd_jax.rollouts.sampler import Sampling
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Studies each of `config.models`; `config.critic` writes the weak critiques."""
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  root = keys.root(config.seed)
+  source = builders.open_source(config.data.builder, config.data.builder_kw,
+                                config.data.eval_split, config.data.cache)
+  problems = [chains.parse(json.loads(source[i]["messages"])[-1]["content"])
+              for i in range(config.eval.prompts)]
+  results = {}
+  with jax.set_mesh(mesh):
+    critic = responder(config, config.critic, mesh, root, Sampling(temperature=0.0))
+    for name in config.models:
+      section = ml_collections.ConfigDict({**config.student, "source": name})
+      respond = responder(config, section, mesh, root, Sampling(config.eval.temperature))
+      results[name] = context_use.study(problems, respond, critic)
+      columns = list(results[name]["plain"])
+      progress.table(name, ["", *columns], [
+          [condition, *(f"{100 * found[c]:.0f}" if c in found else "" for c in columns)]
+          for condition, found in results[name].items()])
+  path = pathlib.Path(workdir) / "context_use.json"
+  path.write_text(json.dumps(results, indent=1))
+  progress.note(f"the numbers, of {len(problems)} questions, are in {path}")
+
+
+def responder(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, mesh: Any,
+              root: jax.Array, sampling: Sampling) -> context_use.Respond:
+  """A model as a function from conversations to responses."""
+  policy = policies.load(section, config.model, root, mesh)
+  sample = policies.make_sampler(policy.model, policy.tokenizer, config.rollout.max_response,
+                                 sampling)
+  rows = config.eval.batch
+
+  def respond(conversations: list[chat.Messages]) -> list[str]:
+    ids = [policy.tokenizer.encode_chat(messages) for messages in conversations]
+    texts = []
+    for start in range(0, len(ids), rows):
+      part = ids[start:start + rows]
+      filler = [part[-1]] * (rows - len(part))  # one shape for all; the copies are dropped
+      batch = batches.prompts(part + filler, 1, policies.buckets(config.rollout),
+                              policy.tokenizer.pad_id)
+      key = keys.at(root, "eval", start)
+      batch = sample(policy.params, jax.device_put(batch, sharding.of_batch(mesh)), key)
+      texts += policies.texts(policy.tokenizer, batch)[:len(part)]
+    return texts
+
+  return respond

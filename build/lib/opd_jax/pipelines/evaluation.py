@@ -1,0 +1,112 @@
+"""Evaluation as a part of every pipeline: fixed prompts, fixed keys, results on disk."""
+
+from collections.abc import Callable
+import json
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+
+from opd_jax import sharding
+from opd_jax.data import builders, loader
+from opd_jax.evals import run as evals
+from opd_jax.pipelines import policy as policies
+from opd_jax.rollouts.sampler import Sampling
+
+Evaluate = Callable[[Any, str], dict[str, float]]  # (params, name) -> metrics
+
+
+def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: evals.Verifier,
+         mesh: Mesh, workdir: str, reverse_kl: evals.ReverseKL | None = None) -> Evaluate:
+  """Prepares the evaluation of one policy's parameters at any time of a run.
+
+  Args:
+    config: the whole config; reads `eval`, `rollout` and `data`.
+    policy: whose model and tokenizer are used; parameters are given at each call.
+    verify: texts and answers -> verdicts.
+    mesh: prompts are spread over its `data` axis.
+    workdir: each call leaves `eval/<name>.json` (metrics and records) and a readable
+      `samples/<name>.txt` there.
+    reverse_kl: (params, rollout) -> KL(student, teacher) per token, if there is a teacher.
+  Returns: (params, name) -> metrics.
+  """
+  section, rollout = config.eval, config.rollout
+  rows = read_rows(config, policy)
+  sample = policies.make_sampler(
+      policy.model, policy.tokenizer, rollout.max_response,
+      Sampling(section.temperature, section.top_k, section.top_p))
+  on_mesh = sharding.of_batch(mesh)
+
+  def evaluate(params: Any, name: str) -> dict[str, float]:
+    metrics, records = evals.evaluate(
+        section, rows, params, lambda p, b, k: sample(p, jax.device_put(b, on_mesh), k),
+        policy.tokenizer, verify, policies.buckets(rollout), reverse_kl)
+    write(pathlib.Path(workdir), name, metrics, rows, records)
+    return metrics
+
+  return evaluate
+
+
+def read_rows(config: ml_collections.ConfigDict, policy: policies.Policy) -> list[dict[str, Any]]:
+  """The first `eval.prompts` rows of the evaluation split whose prompts fit.
+
+  Raises: ValueError if the split has too few of them.
+  """
+  source = builders.open_source(config.data.builder, config.data.builder_kw,
+                                config.data.eval_split, config.data.cache)
+  encode, rows = loader.encode(policy.tokenizer), []
+  for i in range(len(source)):
+    row = encode(source[i])
+    if len(row["prompt_ids"]) <= config.rollout.max_prompt:
+      rows.append(row)
+    if len(rows) == config.eval.prompts:
+      return rows
+  raise ValueError(f"the split {config.data.eval_split!r} has {len(rows)} prompts of at most "
+                   f"rollout.max_prompt={config.rollout.max_prompt} tokens (of {len(source)} "
+                   f"rows), eval.prompts asks for {config.eval.prompts}")
+
+
+def named(metrics: dict[str, float]) -> dict[str, float]:
+  """The metrics under their section: "mean@8" -> "eval/mean@8"."""
+  return {f"eval/{name}": value for name, value in metrics.items()}
+
+
+def write(workdir: pathlib.Path, name: str, metrics: dict[str, float],
+          rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
+  """Leaves one evaluation on disk, for machines (eval/) and for eyes (samples/)."""
+  for folder in ("eval", "samples"):
+    (workdir / folder).mkdir(parents=True, exist_ok=True)
+  (workdir / "eval" / f"{name}.json").write_text(
+      json.dumps({"metrics": metrics, "records": records}, indent=1))
+  lines = []
+  for row, record in list(zip(rows, records))[:16]:
+    lines.append(f"=== {record['id']}, level {record['level']}, answer {row['answer']}, "
+                 f"{sum(record['rewards']):g} of {len(record['rewards'])} correct")
+    lines.append("\n".join(f"[{m['role']}] {m['content']}" for m in json.loads(row["messages"])))
+    lines.append(f"--- response, reward {record['rewards'][0]:g}\n{record['texts'][0]}\n")
+  (workdir / "samples" / f"{name}.txt").write_text("\n".join(lines))
+
+
+def read(workdir: str, name: str) -> dict[str, float]:
+  """The metrics of an evaluation that `write` left."""
+  return json.loads((pathlib.Path(workdir) / "eval" / f"{name}.json").read_text())["metrics"]
+
+
+def paired(workdir: str, before: str, after: str) -> str:
+  """What changed between two evaluations of the same prompts: mean and standard error.
+
+  Accuracy and reverse KL are differenced prompt by prompt, so the prompts' own difficulty
+  does not blur the comparison.
+  """
+  records = [json.loads((pathlib.Path(workdir) / "eval" / f"{name}.json").read_text())["records"]
+             for name in (before, after)]
+  parts = []
+  for name, value in (("accuracy", lambda r: np.mean(r["rewards"])),
+                      ("reverse KL", lambda r: r["reverse_kl"])):
+    change = np.array([value(b) - value(a) for a, b in zip(*records)])
+    error = change.std(ddof=1) / np.sqrt(len(change))
+    parts.append(f"{name} {change.mean():+.3f} +- {error:.3f}")
+  return f"change over {len(records[0])} prompts (paired standard errors): " + ", ".join(parts)

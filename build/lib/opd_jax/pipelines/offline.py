@@ -1,0 +1,140 @@
+"""The loop over a fixed data set: supervised fine-tuning on given responses, top to bottom."""
+
+import contextlib
+import functools
+import json
+import time
+from typing import Any
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from opd_jax import keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax.checkpoint import Checkpoints
+from opd_jax.data import builders, loader
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.losses import masked
+from opd_jax.models import hf
+from opd_jax.pipelines import evaluation
+from opd_jax.pipelines import policy as policies
+from opd_jax.rollouts import batch as batches
+from opd_jax.rollouts import scorer
+from opd_jax.rollouts.batch import Batch
+from opd_jax.writer import Writer
+
+# Enough rows to learn the words of a data set from.
+TOKENIZER_ROWS = 2000
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Fits `config.student` to the responses of `config.data`; resumes if it can."""
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  root = keys.root(config.seed)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    source = builders.open_source(config.data.builder, config.data.builder_kw,
+                                  config.data.train_split, config.data.cache)
+    tokenizer = learn_tokenizer(source, config.tokenizer_vocab) if config.tokenizer_vocab else None
+    student = policies.load(config.student, config.model, keys.at(root, "init"), mesh, tokenizer)
+    policies.describe(student, workdir)
+    data = open_batches(config, source, student.tokenizer)
+
+    verify = stack.enter_context(verifiers.make(**config.verifier))
+    evaluate = evaluation.make(config, student, verify, mesh, workdir)
+    optimizer = train_state.make_optimizer(config.optimizer, config.total_steps)
+    state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
+    train_step = train_state.jit_train_step(train_state.make_train_step(
+        functools.partial(loss, student.model, config.loss), optimizer,
+        masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, config.ema.rate), state)
+    checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
+    first_step = 0
+    if found := checkpoints.restore(state):
+      first_step, state, seen = found
+      data.restore(seen)
+      progress.note(f"resuming after {first_step} updates")
+    writer = stack.enter_context(Writer(workdir, config, first_step))
+    bar = stack.enter_context(progress.Bar(config.total_steps, first_step))
+    stop = stack.enter_context(preemption.guard())
+    scores: dict[str, float] = {}
+    tokens, since = 0, time.perf_counter()
+    previous = None
+
+    for step in range(first_step, config.total_steps):
+      length, rows = next(data)
+      batch = jax.device_put(as_batch(rows, length, student.tokenizer.pad_id),
+                             sharding.of_batch(mesh))
+      state, metrics = train_step(state, batch, None)
+      if previous:  # finished by now: looking at it holds nothing up
+        train_state.check_finite(*previous)
+      previous = (metrics, batch, workdir, step + 1)
+      tokens += sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows if row)
+      done = step + 1
+      if done % config.log_every == 0 or done == config.total_steps:
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        metrics |= {"time/tokens_per_s": tokens / (now - since), "data/dropped": data.dropped}
+        tokens, since = 0, now
+        writer.write(done, metrics)
+        bar.update(done, {"loss": metrics["loss/total"], "tok/s": metrics["time/tokens_per_s"]})
+      if config.eval.every and done % config.eval.every == 0 or done == config.total_steps:
+        scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
+        writer.write(done, scores)
+        since = time.perf_counter()
+      if done % config.checkpoint.every == 0 or done == config.total_steps or stop():
+        checkpoints.save(done, state, data.state(), scores)
+      if stop():
+        progress.note(f"SIGTERM: saved after {done} updates; the same command goes on from here")
+        return
+    train_state.check_finite(*previous)
+  progress.report(workdir)
+  if config.export:
+    hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
+  progress.table("result", ("", *scores), [("student", *(f"{v:.3f}" for v in scores.values()))])
+
+
+def learn_tokenizer(source: Any, vocab_size: int) -> tokenizers.Tokenizer:
+  """A byte-level BPE of `vocab_size` tokens learnt from the first rows of the data."""
+  def texts():
+    for i in range(min(len(source), TOKENIZER_ROWS)):
+      row = source[i]
+      yield from (message["content"] for message in json.loads(row["messages"]))
+      yield row["response"]
+      yield "user\nassistant\n"  # the words of the chat template itself
+  return tokenizers.train_bpe(texts(), vocab_size)
+
+
+def open_batches(config: ml_collections.ConfigDict, source: Any,
+                 tokenizer: tokenizers.Tokenizer) -> loader.BucketedBatches:
+  """The endless, resumable stream of (bucket length, rows)."""
+  length = lambda row: len(row["prompt_ids"]) + len(row["response_ids"])
+  chunks = loader.Batches(
+      source, config.batch.chunk, transform=loader.encode(tokenizer),
+      fits=lambda row: length(row) <= max(config.batch.buckets), seed=config.seed,
+      process_index=jax.process_index(), process_count=jax.process_count())
+  return loader.BucketedBatches(chunks, length, config.batch.buckets, config.batch.tokens,
+                                config.seed)
+
+
+def as_batch(rows: list[dict[str, Any] | None], length: int, pad_id: int) -> Batch:
+  """Rows of one bucket as a Batch whose "response" is the whole row behind its first token.
+
+  The prompt is that one token and only the response is learnt, so one shape a bucket
+  serves every split of a row into prompt and response.
+  """
+  ids = [row["prompt_ids"] + row["response_ids"] if row else [pad_id] for row in rows]
+  tokens, real = batches.pad(ids, length, pad_id)
+  first = np.array([len(row["prompt_ids"]) if row else length for row in rows])
+  learn = real & (np.arange(length) >= first[:, None])
+  return Batch(prompt=tokens[:, :1], prompt_mask=real[:, :1], response=tokens[:, 1:],
+               mask=real[:, 1:], learn=learn[:, 1:])
+
+
+def loss(model: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
+         constants: None) -> tuple[Array, dict[str, Array]]:
+  """Cross-entropy of the responses."""
+  logprobs, entropy = scorer.logprobs(model, params, batch, config.logits_chunk)
+  total = masked.AGGREGATES[config.aggregate](-logprobs, batch.learn)
+  return total, {"student/entropy": masked.token_mean(entropy, batch.learn)}

@@ -1,0 +1,215 @@
+"""The loop of every method that samples anew at each step, top to bottom.
+
+    prompts -> rollout -> verify -> score -> loss and update -> log, evaluate, checkpoint
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+
+from opd_jax import keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax.checkpoint import Checkpoints
+from opd_jax.data import builders, loader
+from opd_jax.losses import masked
+from opd_jax.models import hf
+from opd_jax.pipelines import evaluation
+from opd_jax.pipelines import policy as policies
+from opd_jax.rollouts import batch as batches
+from opd_jax.rollouts.batch import Batch
+from opd_jax.rollouts.sampler import Sampling
+from opd_jax.train_state import TrainState
+from opd_jax.writer import Writer
+
+
+class Method(NamedTuple):
+  """What a pipeline hands to the loop."""
+
+  formula: str                                        # the objective, printed at the start
+  notices: Sequence[str]                              # what the user should know
+  teacher: policies.Policy
+  score: Callable[[TrainState, Batch], Batch]         # adds the teachers' arrays; no gradient
+  constants: Callable[[TrainState], Any]              # arrays the loss needs whole, e.g. heads
+  loss: Callable[[Any, Batch, Any], tuple[Array, dict[str, Array]]]  # (params, batch, constants)
+  reverse_kl: Callable[[Any, Batch], Array]           # (student params, rollout) -> f32[B, T]
+
+
+def run(config: ml_collections.ConfigDict, workdir: str,
+        build: Callable[[ml_collections.ConfigDict, policies.Policy, Mesh], Method]) -> None:
+  """Trains `config.student`; everything worth keeping lands in `workdir`.
+
+  A workdir with a checkpoint in it is resumed, with the same random draws and the same
+  order of data as an unbroken run.
+
+  Raises:
+    ValueError: the config asks for something impossible.
+    FloatingPointError: loss or gradient is not finite; the batch is on disk.
+  """
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  check_batch(config, mesh)
+  root, spread = keys.root(config.seed), sharding.of_batch(mesh)
+  rollout, total = config.rollout, config.total_steps
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    student = policies.load(config.student, config.model, keys.at(root, "init"), mesh)
+    policies.check_lengths(student, "student", rollout)
+    policies.describe(student, workdir)
+    method = build(config, student, mesh)
+    for line in (f"objective: {method.formula}", *method.notices):
+      progress.note(line)
+
+    tokenizer = student.tokenizer
+    prompts = open_prompts(config, tokenizer)
+    verify = stack.enter_context(verifiers.make(**config.verifier))
+    evaluate = evaluation.make(config, student, verify, mesh, workdir, method.reverse_kl)
+    sample = policies.make_sampler(student.model, tokenizer, rollout.max_response, Sampling(
+        rollout.temperature, rollout.top_k, rollout.top_p))
+    optimizer = train_state.make_optimizer(config.optimizer, total)
+    state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
+    train_step = train_state.jit_train_step(train_state.make_train_step(
+        method.loss, optimizer, masked.COUNTS[config.loss.aggregate], config.loss.micro_batches,
+        config.ema.rate), state)
+    compiled = {"rollout": sample, "update": train_step}
+
+    checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
+    first_step = 0
+    if found := checkpoints.restore(state):
+      first_step, state, seen = found
+      prompts.restore(seen)
+      progress.note(f"resuming after {first_step} updates")
+    writer = stack.enter_context(Writer(workdir, config, first_step))
+    bar = stack.enter_context(progress.Bar(total, first_step))
+    stop = stack.enter_context(preemption.guard())
+    scores: dict[str, float] = {}
+    if first_step == 0:
+      scores = evaluation.named(evaluate(state.params, "step_000000"))
+      writer.write(0, scores)
+    previous, rewards = None, []
+
+    for step in range(first_step, total):
+      done = step + 1
+      log = done % config.log_every == 0 or done == total
+      clock = Clock(log)
+
+      rows = next(prompts)
+      batch = jax.device_put(batches.prompts(
+          [row["prompt_ids"] for row in rows], rollout.group_size, policies.buckets(rollout),
+          tokenizer.pad_id), spread)
+      batch = sample(state.params, batch, keys.at(root, "rollout", step))
+      clock.lap("rollout", batch.mask)
+
+      verdicts = verify(policies.texts(tokenizer, batch),
+                        [row["answer"] for row in rows for _ in range(rollout.group_size)])
+      reward = np.array([v.reward for v in verdicts], np.float32)
+      batch = batch.replace(reward=jax.device_put(reward, spread))
+      rewards.append(reward.mean())
+      clock.lap("verify")
+
+      batch = method.score(state, batch)
+      clock.lap("score", batch.learn)
+
+      if previous:  # finished by now: looking at it holds nothing up
+        train_state.check_finite(*previous)
+      state, metrics = train_step(state, batch, method.constants(state))
+      previous = (metrics, batch, workdir, done)
+      clock.lap("update", metrics)
+
+      bar.update(done)
+      if log:
+        metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        metrics |= {"rollout/reward": float(np.mean(rewards)), **about_rollout(batch, tokenizer),
+                    **clock.metrics(int(np.sum(batch.mask))), "data/dropped": prompts.dropped,
+                    **{f"compile/{name}": f._cache_size() for name, f in compiled.items()}}
+        rewards = []
+        writer.write(done, metrics)
+        bar.update(done, {"reward": metrics["rollout/reward"],
+                          "reverse KL": metrics["teacher/reverse_kl"],
+                          "tok/s": metrics["time/tokens_per_s"]})
+      if config.eval.every and done % config.eval.every == 0 or done == total:
+        scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
+        writer.write(done, scores)
+      if done % config.checkpoint.every == 0 or done == total or stop():
+        checkpoints.save(done, state, prompts.state(), scores)
+      if stop():
+        progress.note(f"SIGTERM: saved after {done} updates; the same command goes on from here")
+        return
+    if previous:
+      train_state.check_finite(*previous)
+    finish(config, workdir, student, method, state, verify, mesh)
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+  """Refuses a batch that the mesh or the micro-batches cannot divide."""
+  rows, parts = config.rollout.prompts * config.rollout.group_size, config.loss.micro_batches
+  if rows % (parts * mesh.shape["data"]):
+    raise ValueError(
+        f"rollout.prompts x rollout.group_size = {config.rollout.prompts} x "
+        f"{config.rollout.group_size} = {rows} rows cannot be spread over mesh data="
+        f"{mesh.shape['data']} devices in loss.micro_batches={parts} parts; make it a multiple of "
+        f"{parts * mesh.shape['data']}")
+  if config.eval.batch * config.eval.samples % mesh.shape["data"]:
+    raise ValueError(
+        f"eval.batch x eval.samples = {config.eval.batch} x {config.eval.samples} rows cannot be "
+        f"spread over mesh data={mesh.shape['data']} devices")
+
+
+def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Batches:
+  """The endless, resumable stream of this process's prompts."""
+  source = builders.open_source(config.data.builder, config.data.builder_kw,
+                                config.data.train_split, config.data.cache)
+  return loader.Batches(
+      source, config.rollout.prompts // jax.process_count(), transform=loader.encode(tokenizer),
+      fits=lambda row: len(row["prompt_ids"]) <= config.rollout.max_prompt, seed=config.seed,
+      process_index=jax.process_index(), process_count=jax.process_count())
+
+
+class Clock:
+  """Splits a step's time into its parts. Only a step that is logged waits for the device."""
+
+  def __init__(self, on: bool):
+    self._on, self._start, self._laps = on, time.perf_counter(), {}
+
+  def lap(self, name: str, result: Any = None) -> None:
+    """Ends a part; `result` is what it has computed."""
+    if self._on:
+      jax.block_until_ready(result)
+      now = time.perf_counter()
+      self._laps[f"time/{name}_s"], self._start = now - self._start, now
+
+  def metrics(self, tokens: int) -> dict[str, float]:
+    """Seconds of each part, of the step, and response tokens per second."""
+    total = sum(self._laps.values())
+    return {**self._laps, "time/step_s": total, "time/tokens_per_s": tokens / total}
+
+
+def about_rollout(batch: Batch, tokenizer: Any) -> dict[str, float]:
+  """Length of the responses and the share that never ended."""
+  response, mask = np.asarray(batch.response), np.asarray(batch.mask)
+  ended = np.any(mask & np.isin(response, tokenizer.eos_ids), axis=1)
+  return {"rollout/length": float(mask.sum(axis=1).mean()),
+          "rollout/truncated": float(1.0 - ended.mean())}
+
+
+def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,
+           method: Method, state: TrainState, verify: Any, mesh: Mesh) -> None:
+  """Evaluates the teacher, then leaves the table, the report and the exported student."""
+  of_teacher = evaluation.make(config, method.teacher, verify, mesh, workdir)
+  of_teacher(method.teacher.params, "teacher")
+  named = {"student before": "step_000000", "student after": f"step_{config.total_steps:06d}",
+           "teacher": "teacher"}
+  results = {who: evaluation.read(workdir, name) for who, name in named.items()}
+  columns = list(results["student after"])
+  progress.table("held-out prompts", ["", *columns], [
+      [who, *(f"{found[c]:.3f}" if c in found else "" for c in columns)]
+      for who, found in results.items()])
+  progress.note(evaluation.paired(workdir, named["student before"], named["student after"]))
+  progress.report(workdir)
+  if config.export:
+    hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
+  progress.note(f"everything is in {workdir}: report.png, samples/, metrics.jsonl, export/")

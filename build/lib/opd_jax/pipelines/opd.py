@@ -1,0 +1,140 @@
+"""On-policy distillation: the student's own responses, the teacher's word on every token.
+
+    surrogate(logprobs, signal * weight, mask)
+
+The sampled form learns from the tokens drawn; the distribution-level forms (forward KL,
+reverse KL, JSD) compare the two models over the whole vocabulary at the same states.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+import ml_collections
+
+from opd_jax import keys
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.losses import divergences, masked, policy_gradient, signals, weights
+from opd_jax.models import build as models
+from opd_jax.pipelines import on_policy
+from opd_jax.pipelines import policy as policies
+from opd_jax.rollouts import scorer
+from opd_jax.rollouts.batch import Batch
+from opd_jax.teachers import params as teacher_params
+
+SIGNALS = {"opd": signals.opd}
+DIVERGENCES = {"forward_kl": lambda beta: divergences.forward_kl,
+               "reverse_kl": lambda beta: divergences.reverse_kl,
+               "jsd": lambda beta: functools.partial(divergences.jsd, beta=beta)}
+SURROGATES = ("score_function", *DIVERGENCES)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Trains `config.student` on its own samples towards `config.teacher`."""
+  on_policy.run(config, workdir, build)
+
+
+def build(config: ml_collections.ConfigDict, student: policies.Policy,
+          mesh: jax.sharding.Mesh) -> on_policy.Method:
+  """Loads the teacher, checks that it speaks the student's language, and picks the loss."""
+  check_names(config.loss)
+  teacher = policies.load(config.teacher, config.model, keys.at(keys.root(config.seed), "init", 1),
+                          mesh)
+  policies.check_lengths(teacher, "teacher", config.rollout)
+  notices = tokenizers.check_same(student.tokenizer, teacher.tokenizer)
+  whose = teacher_params.frozen(teacher.params)
+  ask = jax.jit(functools.partial(score, teacher.model, config.loss))
+  gap = jax.jit(functools.partial(reverse_kl, student.model, teacher.model,
+                                  config.loss.logits_chunk))
+  return on_policy.Method(
+      formula=formula(config.loss), notices=notices, teacher=teacher,
+      score=lambda state, batch: ask(whose(state), batch),
+      constants=lambda state: models.head(whose(state), teacher.model.config),
+      loss=functools.partial(loss, student.model, config.loss),
+      reverse_kl=lambda params, batch: gap(params, teacher.params, batch),
+  )
+
+
+def check_names(config: ml_collections.ConfigDict) -> None:
+  """Refuses a signal, aggregation or surrogate that does not exist."""
+  for key, known in (("signal", tuple(SIGNALS)), ("surrogate", SURROGATES),
+                     ("aggregate", tuple(masked.AGGREGATES))):
+    if config[key] not in known:
+      raise ValueError(f"loss.{key} is {config[key]!r}; it must be one of {', '.join(known)}")
+
+
+def formula(config: ml_collections.ConfigDict) -> str:
+  """The objective in force, as one line of text."""
+  if config.surrogate == "score_function":
+    return (f"loss = {config.aggregate}(-A w log p),  A = log q - log p,  "
+            f"w = min(p / mu, {config.importance_cap:g})")
+  names = {"forward_kl": "KL(q || p)", "reverse_kl": "KL(p || q)",
+           "jsd": f"JSD_{config.beta:g}(q, p)"}
+  return f"loss = {config.aggregate}({names[config.surrogate]} over the vocabulary, w = 1)"
+
+
+def score(teacher: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch) -> Batch:
+  """Fills in what the teacher says of the batch's responses.
+
+  A token whose teacher log-probability is not finite (banned, or missing from the
+  teacher's vocabulary) teaches nothing: it keeps its place but carries no loss.
+  """
+  states = scorer.hidden(teacher, params, batch)
+  logprobs, _ = scorer.token_logprobs(teacher, params, states, batch.response, config.logits_chunk)
+  batch = batch.replace(teacher_logprobs=logprobs, learn=batch.mask & jnp.isfinite(logprobs))
+  return batch.replace(teacher_hidden=states) if config.surrogate in DIVERGENCES else batch
+
+
+def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
+         teacher_head: Array) -> tuple[Array, dict[str, Array]]:
+  """The objective of one batch, and what is worth knowing about it."""
+  mask, aggregate = batch.learn, masked.AGGREGATES[config.aggregate]
+  blank = lambda x: jnp.where(mask, x, 0.0)
+  states = scorer.hidden(student, params, batch)
+  logprobs, entropy = scorer.token_logprobs(student, params, states, batch.response,
+                                            config.logits_chunk)
+  now, teacher = jax.lax.stop_gradient(blank(logprobs)), blank(batch.teacher_logprobs)
+  importance = weights.truncated_importance(now, blank(batch.sampler_logprobs),
+                                            config.importance_cap)
+  if config.surrogate in DIVERGENCES:
+    values = scorer.divergence(
+        DIVERGENCES[config.surrogate](config.beta), states, models.head(params, student.config),
+        batch.teacher_hidden, teacher_head, config.logits_chunk)
+    total, metrics = aggregate(values, mask), {}
+  else:
+    total, metrics = policy_gradient.score_function_loss(
+        logprobs, SIGNALS[config.signal](now, teacher), mask, importance, aggregate)
+  dropped = jnp.sum(batch.mask & ~mask).astype(jnp.float32)
+  return total, {**metrics, **describe(now, teacher, entropy, importance, mask),
+                 "teacher/dropped_tokens": dropped}
+
+
+def describe(student: Array, teacher: Array, entropy: Array, importance: Array,
+             mask: Array) -> dict[str, Array]:
+  """Metrics of one batch from [B, T] arrays without gradient."""
+  gap = student - teacher
+  length = jnp.sum(mask, axis=1, keepdims=True)
+  decile = jnp.where(mask, 10 * jnp.arange(mask.shape[1]) // jnp.maximum(length, 1), -1)
+  real = mask.astype(jnp.float32)
+  by_decile = {f"teacher/reverse_kl_decile_{i}": masked.token_mean(gap, decile == i)
+               for i in range(10)}
+  return {
+      "teacher/reverse_kl": masked.token_mean(gap, mask),
+      "student/entropy": masked.token_mean(entropy, mask),
+      "importance/max": jnp.max(jnp.where(mask, importance, 0.0)),
+      "importance/effective_sample_size":
+          jnp.square(jnp.sum(importance * real))
+          / jnp.maximum(jnp.sum(jnp.square(importance) * real) * jnp.sum(real), 1e-9),
+      **by_decile,
+  }
+
+
+def reverse_kl(student: Any, teacher: Any, chunk: int, student_params: Any, teacher_params: Any,
+               batch: Batch) -> Array:
+  """Exact KL(student || teacher) over the vocabulary at every response token, f32[B, T]."""
+  sides = []
+  for model, params in ((student, student_params), (teacher, teacher_params)):
+    sides += [scorer.hidden(model, params, batch), models.head(params, model.config)]
+  return scorer.divergence(divergences.reverse_kl, *sides, chunk)

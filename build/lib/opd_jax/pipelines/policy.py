@@ -1,0 +1,94 @@
+"""Policy: a model, its parameters and its tokenizer, loaded from one config section."""
+
+from collections.abc import Callable
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.models import build, hf_config, source
+from opd_jax.rollouts import sampler
+from opd_jax.rollouts.batch import Batch
+from opd_jax.rollouts.sampler import Sampling
+
+
+class Policy(NamedTuple):
+  model: nn.Module
+  params: Any
+  tokenizer: tokenizers.Tokenizer
+
+
+def load(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict, key: jax.Array,
+         mesh: Mesh, tokenizer: tokenizers.Tokenizer | None = None) -> Policy:
+  """Loads what a `student`, `teacher` or `reference` section names.
+
+  Args:
+    section: source, tokenizer, chat_template, drop_layers_every.
+    model: compute_dtype, remat.
+    key: draws the weights of a `random:` source.
+    mesh: the parameters are born sharded on it.
+    tokenizer: used instead of one from disk (a tokenizer trained in this run).
+  Raises: ValueError for a source without a tokenizer, or with fewer embeddings than tokens.
+  """
+  loaded = source.load(section.source, key, mesh, section.drop_layers_every)
+  if tokenizer is None:
+    folder = section.tokenizer or loaded.tokenizer_folder
+    if not folder:
+      raise ValueError(f"the model source {section.source!r} brings no tokenizer; name a folder "
+                       "with tokenizer.json in the section's `tokenizer`")
+    tokenizer = tokenizers.load(folder, section.chat_template)
+  if tokenizer.vocab_size > loaded.config.vocab_size:
+    raise ValueError(f"the tokenizer in {tokenizer.name} has {tokenizer.vocab_size} tokens, the "
+                     f"model {section.source!r} only {loaded.config.vocab_size} embeddings")
+  module = build.build(loaded.config, jnp.dtype(model.compute_dtype), model.remat)
+  return Policy(module, loaded.params, tokenizer)
+
+
+def describe(policy: Policy, workdir: str) -> None:
+  """Leaves the model's shape and tokenizer in `workdir/model`: what a checkpoint lacks."""
+  folder = pathlib.Path(workdir) / "model"
+  folder.mkdir(parents=True, exist_ok=True)
+  policy.tokenizer.save(folder)
+  raw = hf_config.to_hf(policy.model.config, "float32")
+  raw["eos_token_id"] = list(policy.tokenizer.eos_ids)
+  (folder / "config.json").write_text(json.dumps(raw, indent=2))
+
+
+def check_lengths(policy: Policy, name: str, rollout: ml_collections.ConfigDict) -> None:
+  """Refuses prompts and responses that together exceed what the model allows."""
+  allowed = policy.model.config.max_positions
+  total = rollout.max_prompt + rollout.max_response
+  if total > allowed:
+    raise ValueError(
+        f"rollout.max_prompt + rollout.max_response is {rollout.max_prompt} + "
+        f"{rollout.max_response} = {total} tokens, but the {name} allows {allowed}; shorten one")
+
+
+def buckets(rollout: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """The lengths that prompts are padded to."""
+  return (*rollout.prompt_buckets, rollout.max_prompt)
+
+
+def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer, max_response: int,
+                 sampling: Sampling) -> Callable[[Any, Batch, jax.Array], Batch]:
+  """A jitted (params, Batch of prompts, key) -> the Batch with its responses."""
+  @jax.jit
+  def sample(params: Any, batch: Batch, key: jax.Array) -> Batch:
+    rollout = sampler.sample(
+        model, params, batch.prompt, batch.prompt_mask, key, max_response=max_response,
+        eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, sampling=sampling)
+    return batch.replace(**rollout._asdict())
+  return sample
+
+
+def texts(tokenizer: tokenizers.Tokenizer, batch: Batch) -> list[str]:
+  """The responses of a batch as text."""
+  response, mask = np.asarray(batch.response), np.asarray(batch.mask)
+  return [tokenizer.decode(ids[real].tolist()) for ids, real in zip(response, mask)]

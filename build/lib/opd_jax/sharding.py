@@ -1,0 +1,86 @@
+"""Where arrays live: one mesh, one table from logical dimensions to its axes.
+
+Two mesh axes: `data` splits the batch and, FSDP-style, the parameters; `model` is
+tensor parallelism. A dimension laid out differently as weight and as activation has
+two names (`embed`, `act_embed`), so that no tensor asks for one mesh axis twice.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str, str | None] = {
+    "batch": "data",
+    "length": None,
+    "act_embed": None,
+    "embed": "data",
+    "heads": "model",
+    "kv_heads": "model",
+    "head_dim": None,
+    "mlp": "model",
+    "vocab": "model",
+    "layers": None,
+}
+
+
+def make_mesh(data: int = -1, model: int = 1, devices: Any = None) -> Mesh:
+  """A `data` x `model` mesh over all devices.
+
+  Args:
+    data, model: sizes of the two axes; at most one may be -1, "whatever is left".
+    devices: the devices to use; all of them by default.
+  Raises: ValueError if the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
+  if data == -1:
+    data = count // model if model > 0 else 0
+  elif model == -1:
+    model = count // data if data > 0 else 0
+  if data * model != count:
+    raise ValueError(
+        f"mesh: data={data} x model={model} is not the number of devices, {count}. Set mesh.data "
+        "and mesh.model so that they multiply to it (-1 for one of them means 'the rest')."
+    )
+  # Axis types are explicit because JAX's default has changed between versions.
+  return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+  """Layout of one array: `RULES`, except that a dimension its axis does not divide replicates."""
+  axes = [RULES[name] if name else None for name in names]
+  return PartitionSpec(*(
+      axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape)
+  ))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Fixes the layout of an activation under the current mesh; identity without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def of_params(boxed: Any, mesh: Mesh) -> Any:
+  """Shardings of a tree whose leaves carry logical names (from `jax.eval_shape(model.init)`)."""
+  def one(leaf):
+    return NamedSharding(mesh, spec(leaf.names, leaf.value.shape, mesh))
+  return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def of_batch(mesh: Mesh) -> NamedSharding:
+  """Sharding of any array whose first dimension is the batch."""
+  return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def unboxed(boxed: Any) -> Any:
+  """The same tree without its logical names."""
+  return nn.meta.unbox(boxed)

@@ -1,0 +1,88 @@
+"""Metrics to the log, to metrics.jsonl, and to TensorBoard or W&B. None is computed here."""
+
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+WRITERS = ("jsonl", "tensorboard", "wandb")
+
+
+class Writer:
+  """Writes flat dicts of scalars by step; a context manager.
+
+  A resumed run first removes what was written after the checkpoint it goes on from, so
+  metrics.jsonl reads as if the run had never been broken.
+
+  Args:
+    workdir: where metrics.jsonl and tensorboard/ go.
+    config: the whole config; reads `writers`.
+    first_step: updates already done; 0 starts the files anew.
+  Raises: ValueError for a writer that does not exist or is not installed.
+  """
+
+  def __init__(self, workdir: str, config: ml_collections.ConfigDict, first_step: int):
+    if unknown := set(config.writers) - set(WRITERS):
+      raise ValueError(f"writers has {sorted(unknown)}; it may hold {', '.join(WRITERS)}")
+    folder = pathlib.Path(workdir)
+    self._jsonl = self._tensorboard = self._wandb = None
+    if "jsonl" in config.writers:
+      path = folder / "metrics.jsonl"
+      # Without a checkpoint the run begins again, and its first evaluation with it.
+      kept = [line for line in read_lines(path)
+              if first_step and json.loads(line)["step"] <= first_step]
+      aside = path.with_suffix(".tmp")  # a kill in between loses nothing
+      aside.write_text("".join(kept))
+      aside.rename(path)
+      self._jsonl = path.open("a", buffering=1)
+    if "tensorboard" in config.writers:
+      import tensorboardX
+      self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"),
+                                                     purge_step=first_step + 1)
+    if "wandb" in config.writers:
+      self._wandb = _wandb(workdir, config)
+
+  def write(self, step: int, metrics: dict[str, Any]) -> None:
+    """Writes metrics after `step` updates; names are `section/name`."""
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if self._jsonl:
+      self._jsonl.write(json.dumps({"step": step, **metrics}) + "\n")
+    if self._tensorboard:
+      for name, value in metrics.items():
+        self._tensorboard.add_scalar(name, value, step)
+      self._tensorboard.flush()
+    if self._wandb:
+      self._wandb.log(metrics, step=step)
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    if self._jsonl:
+      self._jsonl.close()
+    if self._tensorboard:
+      self._tensorboard.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+  """The whole lines of metrics.jsonl; a line cut off by a kill is not one."""
+  if not path.is_file():
+    return []
+  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read(workdir: str) -> list[dict[str, float]]:
+  """What a run has written so far, one dict a line, "step" among its keys."""
+  return [json.loads(line) for line in read_lines(pathlib.Path(workdir) / "metrics.jsonl")]
+
+
+def _wandb(workdir: str, config: ml_collections.ConfigDict) -> Any:
+  try:
+    import wandb
+  except ImportError as error:
+    raise ValueError("writers names 'wandb', which is not installed: pip install 'opd_jax[wandb]'"
+                     ) from error
+  return wandb.init(dir=workdir, config=config.to_dict(), resume="allow")

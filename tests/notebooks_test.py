@@ -1,0 +1,25 @@
+"""Every notebook runs from top to bottom."""
+
+import json
+import pathlib
+
+from absl.testing import absltest, parameterized
+import matplotlib
+
+NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
+
+
+class NotebooksTest(parameterized.TestCase):
+
+  @parameterized.parameters(*sorted(p.name for p in NOTEBOOKS.glob("*.ipynb")))
+  def test_notebook_runs(self, name):
+    matplotlib.use("Agg")
+    cells = json.loads((NOTEBOOKS / name).read_text())["cells"]
+    scope = {}
+    for cell in cells:
+      if cell["cell_type"] == "code":
+        exec("".join(cell["source"]), scope)
+
+
+if __name__ == "__main__":
+  absltest.main()
