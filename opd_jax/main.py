@@ -8,11 +8,13 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
 from absl import app, flags, logging
 import jax
+import ml_collections
 from ml_collections import config_flags
 
 from opd_jax import config as configs
@@ -145,14 +147,19 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def _unknown_key(error: Exception, argv: list[str]) -> str:
-  """What ml_collections says of a missing key, with the whole name that the user typed."""
-  text = error
-  while isinstance(text, Exception):
-    text = text.args[0]
-  key, _, hint = str(text).partition("\n")
-  key = key.strip("'\"")
-  typed = next((name for arg in argv if key in (name := arg.split("=")[0]).split(".")), key)
-  return f"unknown config key {typed.lstrip('-')}. {hint}".strip()
+  """The first key on the command line that the config lacks, the nearest, and its section's."""
+  flag = flags.FLAGS["config"]
+  file = re.search(r" --?config[= ](\S+)", " ".join(argv))
+  for name in (arg.partition("=")[0].lstrip("-") for arg in argv if file):
+    path, section = "config", flag.parser.parse(file[1])
+    for key in name.split(".")[1:] if name.startswith("config.") else ():
+      if not isinstance(section, ml_collections.ConfigDict):
+        return f"unknown config key {name}: {path} is {section!r}, not a section"
+      if key not in section:
+        return (f"unknown config key {name}.{configs.nearest(key, section)} "
+                f"{path} has: {', '.join(sorted(section))}")
+      path, section = f"{path}.{key}", section[key]
+  return f"unknown config key {error}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checkpoints are whole, keep what they promise, and survive donation."""
 
 import os
+import resource
 
 from absl.testing import absltest
 import jax
@@ -62,6 +63,23 @@ class CheckpointTest(absltest.TestCase):
     os.makedirs(f"{self.workdir}/checkpoints/2.orbax-checkpoint-tmp/state")
     with self.open() as saved:
       self.assertEqual(saved.restore(state_at(0.0))[0], 1)
+
+  def test_a_full_disk_is_said_clearly_and_the_last_whole_checkpoint_stays(self):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with self.open() as saved:
+      saved.save(1, state_at(1.0), {}, {})
+    # Files of more than 100 bytes cannot be written: to a writer that is a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+      with self.assertRaisesRegex(OSError, "could not be written.*step 1 is whole.*reason"):
+        with self.open() as saved:
+          saved.save(2, state_at(2.0), {}, {})
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with self.open() as saved:
+      step, found, _ = saved.restore(state_at(0.0))
+    self.assertEqual(step, 1)
+    jax.tree.map(np.testing.assert_array_equal, state_at(1.0), found)
 
   def test_no_checkpoint_is_none(self):
     with self.open() as saved:

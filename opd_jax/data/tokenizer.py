@@ -13,6 +13,9 @@ CHATML = (
 )
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 
+# The private-use planes, from which `encode_chat` takes its place holders.
+PRIVATE = 0xF0000
+
 # Strings on which tokenizers of different models part ways: numbers, space, case, scripts.
 PROBES = (
     "The quick brown fox jumps over the lazy dog.", "12345 + 67890 = 80235", "3.14159, 1e-5, 1,000",
@@ -34,8 +37,10 @@ class Tokenizer:
     self.name = name
     self.eos_ids = tuple(sorted(set(eos_ids)))
     self.pad_id = hf.pad_token_id if hf.pad_token_id is not None else self.eos_ids[0]
-    self._control = re.compile("|".join(
-        re.escape(t) for t in sorted(hf.get_added_vocab(), key=len, reverse=True)) or r"(?!)")
+    # Place holders that the text itself contains are hidden like control tokens.
+    self._control = re.compile("|".join([
+        *(re.escape(t) for t in sorted(hf.get_added_vocab(), key=len, reverse=True)),
+        f"[{chr(PRIVATE)}-{chr(0x10FFFF)}]"]))
 
   @property
   def vocab_size(self) -> int:
@@ -67,7 +72,7 @@ class Tokenizer:
 
     def hide(match):
       spelled.append(match.group())
-      return chr(0xE000 + len(spelled) - 1)
+      return chr(PRIVATE + len(spelled) - 1)
 
     hidden = [{**m, "content": self._control.sub(hide, m["content"])} for m in messages]
     text = self.hf.apply_chat_template(hidden, tokenize=False,
@@ -76,9 +81,9 @@ class Tokenizer:
     if not spelled:
       return template(text)
     ids = []
-    for piece in re.split(f"([\ue000-{chr(0xE000 + len(spelled) - 1)}])", text):
-      is_hidden = len(piece) == 1 and 0 <= ord(piece) - 0xE000 < len(spelled)
-      ids += self.encode(spelled[ord(piece) - 0xE000]) if is_hidden else template(piece)
+    for piece in re.split(f"([{chr(PRIVATE)}-{chr(PRIVATE + len(spelled) - 1)}])", text):
+      is_hidden = len(piece) == 1 and 0 <= ord(piece) - PRIVATE < len(spelled)
+      ids += self.encode(spelled[ord(piece) - PRIVATE]) if is_hidden else template(piece)
     return ids
 
   def save(self, folder: str | pathlib.Path) -> None:

@@ -1,0 +1,210 @@
+"""Data sets hold what was put in, say where a row is bad, and are never read stale."""
+
+import gzip
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+
+from opd_jax import verifiers
+from opd_jax.data import builders, chat
+from opd_jax.data.builders.arithmetic import chains, examples
+from opd_jax.verifiers import exact_match
+
+GOOD = '{"id": "x", "q": "2+2?", "a": 4}'
+MIX = dict(plain=0.4, peers=0.2, refine=0.2, critic=0.2)
+
+
+class JsonlTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.create_tempdir().full_path, "rows.jsonl")
+    self.cache = self.create_tempdir().full_path
+
+  def open(self, *lines, split="train", **changes):
+    self.path.write_text("\n".join(lines))
+    arguments = {**dict(train=str(self.path), question="q", answer="a"), **changes}
+    return builders.open_source("jsonl", arguments, split, self.cache)
+
+  def test_rows_come_back_as_they_went_in(self):
+    row = self.open('{"id": "x", "q": "2+2? 🙂", "a": 4, "r": "<<2+2=4>>4"}', "", response="r",
+                    strip_marks=True, template="{question} !", system="Be brief.")[0]
+    self.assertEqual(row, dict(
+        id="x", task="jsonl", level=0, answer="4", response="4",
+        messages=json.dumps(chat.question("2+2? 🙂 !", "Be brief."))))
+
+  def test_a_folder_of_plain_and_compressed_files_is_one_data_set(self):
+    (self.path.parent / "a.jsonl").write_text(GOOD)
+    with gzip.open(self.path.parent / "b.jsonl.gz", "wt") as file:
+      file.write(GOOD.replace('"x"', '"z"'))
+    source = self.open(GOOD.replace('"x"', '"y"'), train=str(self.path.parent))
+    self.assertCountEqual([source[i]["id"] for i in range(len(source))], ["x", "y", "z"])
+
+  @parameterized.parameters(
+      ((GOOD, '{"id": "y", "q": "?"}'), r"rows.jsonl, line 2: no field 'a'; the row has \['id'"),
+      ((GOOD, "", '{"id": "y", "a": 1}'), r"rows.jsonl, line 3: no field 'q'"),
+      (('{"q": "?", "a": 1}',), r"rows.jsonl, line 1: no field 'id'"),
+      ((GOOD, "{oops"), r"rows.jsonl, line 2: not JSON"),
+      (("[1]",), r"rows.jsonl, line 1: a list, wanted a JSON object"),
+  )
+  def test_bad_rows_are_named_by_file_line_and_field(self, lines, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.open(*lines)
+    self.assertEmpty(os.listdir(self.cache))  # nothing half made is left
+
+  @parameterized.parameters(
+      (dict(train="/no/such"), "no data at '/no/such'"),
+      (dict(split="test"), "no split 'test'; it has train"),
+      (dict(qq=1), r"builder_kw has \['qq'\], which 'jsonl' does not take; it takes"),
+      (dict(template="{q}"), r"template is '{q}'; it must hold"),
+      (dict(response="r"), r"line 1: no field 'r'"),
+  )
+  def test_bad_arguments_are_named(self, changes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.open(GOOD, **changes)
+
+  def test_unknown_data_sets_meet_the_known_ones(self):
+    with self.assertRaisesRegex(ValueError, "'gsm'; it must be one of arithmetic, jsonl"):
+      builders.open_source("gsm", {}, "train", self.cache)
+
+  def test_a_changed_file_or_argument_is_another_copy_and_an_unchanged_one_is_not(self):
+    self.assertEqual(self.open(GOOD)[0]["answer"], "4")
+    self.open(GOOD)
+    self.assertLen(os.listdir(self.cache), 1)
+    self.assertEqual(self.open(GOOD.replace("4", "5"))[0]["answer"], "5")
+    self.assertLen(os.listdir(self.cache), 2)
+    self.assertEqual(self.open(GOOD, task="sums")[0]["task"], "sums")
+    self.assertLen(os.listdir(self.cache), 3)
+
+  def test_two_processes_may_prepare_one_data_set_at_once(self):
+    self.path.write_text(GOOD)
+    code = ("import sys; from opd_jax.data import builders; sys.stdin.read(1); "
+            f"print(builders.open_source('jsonl', dict(train={str(self.path)!r}, question='q', "
+            f"answer='a'), 'train', {self.cache!r})[0]['answer'])")
+    both = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True,
+                             stdout=subprocess.PIPE) for _ in range(2)]
+    self.assertEqual([p.communicate("g")[0].strip() for p in both], ["4", "4"])
+    self.assertEqual([p.returncode for p in both], [0, 0])
+    self.assertLen(os.listdir(self.cache), 1)
+
+  def test_who_prepares_second_takes_the_firsts_copy(self):
+    self.open(GOOD)
+    [name] = os.listdir(self.cache)
+    folder = pathlib.Path(self.cache, name)
+    splits = builders.jsonl.splits(train=str(self.path), question="q", answer="a")
+    builders._prepare(splits, folder)  # as if the folder had appeared meanwhile
+    self.assertEqual(os.listdir(self.cache), [name])
+    self.assertEqual(self.open(GOOD)[0]["id"], "x")
+
+  @absltest.skipUnless("OPD_JAX_DATA" in os.environ, "OPD_JAX_DATA is not set")
+  def test_gsm8k_rows_verify(self):
+    path = pathlib.Path(os.environ["OPD_JAX_DATA"]) / "gsm8k/train.jsonl.gz"
+    source = builders.open_source(
+        "jsonl", dict(train=str(path), question="question", answer="answer", response="solution",
+                      strip_marks=True), "train", self.cache)
+    rows = [source[i] for i in range(200)]
+    for row in rows:
+      self.assertNotIn("<<", row["response"])
+      self.assertEqual(exact_match.verify(row["response"], row["answer"]).reward, 1.0, row["id"])
+    with verifiers.make("math_answer", workers=1, timeout_s=10.0) as verify:
+      verdicts = verify([row["response"] for row in rows], [row["answer"] for row in rows])
+    self.assertEqual([v.reward for v in verdicts], [1.0] * 200)
+
+
+class ArithmeticTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2, 3)
+  def test_answers_are_right_by_another_route(self, digits):
+    rng = random.Random(digits)
+    for _ in range(200):
+      chain = chains.sample(rng, digits, rng.randint(1, 8))
+      total = chain.start
+      for operator, operand in chain.steps:
+        total = eval(f"({total}) {operator} {operand}")  # never reduced until the end
+      self.assertEqual(chains.answer(chain), str(total % chain.modulus))
+      self.assertEqual(chains.parse(chains.question(chain)), chain)
+
+  @parameterized.product(digits=(1, 2, 3), steps=(1, 2, 8))
+  def test_a_corrupted_solution_never_verifies(self, digits, steps):
+    rng = random.Random(0)
+    for _ in range(200):
+      chain = chains.sample(rng, digits, steps)
+      for wrong in (chains.corrupt(chain, rng), chains.corrupt(chain, rng, where=steps - 1)):
+        self.assertEqual(exact_match.verify(wrong, chains.answer(chain)).reward, 0.0)
+        self.assertLen(wrong.split("\n"), steps + 1)
+
+  def test_critiques_find_the_first_mistake_and_put_it_right(self):
+    rng = random.Random(0)
+    for _ in range(300):
+      chain = chains.sample(rng, rng.choice((1, 2)), rng.randint(1, 8))
+      right, wrong = chains.solution(chain).split("\n"), chains.corrupt(chain, rng).split("\n")
+      first = next(i for i, (a, b) in enumerate(zip(right, wrong)) if a != b)
+      *praise, blame = chains.critique(chain, "\n".join(wrong)).split("\n")
+      self.assertLen(praise, first)
+      self.assertTrue(all("right" in line and "wrong" not in line for line in praise))
+      self.assertIn("wrong", blame)
+      self.assertEndsWith(blame, right[first].rpartition(":")[2])
+      self.assertNotIn("wrong", chains.critique(chain, "\n".join(right)))
+
+  def test_misleading_critiques_attack_what_is_right(self):
+    rng = random.Random(0)
+    for _ in range(300):
+      chain = chains.sample(rng, rng.choice((1, 2)), rng.randint(1, 8))
+      *_, blame = chains.misleading_critique(chain, chains.solution(chain), rng).split("\n")
+      self.assertIn("wrong", blame)
+      claimed = blame.rpartition(":")[2].rpartition("wrong, ")[2]
+      self.assertNotIn(claimed, [line.rpartition(":")[2] for line in chains.lines(chain)])
+
+  @parameterized.parameters("", "Compute 3 mod 10.", "Compute 3+4 mod 10", "x Compute 3+4 mod 10.")
+  def test_other_questions_are_refused(self, text):
+    with self.assertRaisesRegex(ValueError, "not a question of the arithmetic data set"):
+      chains.parse(text)
+
+  def test_every_rows_response_verifies_and_critics_are_right(self):
+    rows = list(examples.rows(count=600, seed=0, digits=(1, 2), min_steps=3, max_steps=5,
+                              mix=MIX, beyond=0.5))
+    self.assertEqual({r["task"] for r in rows}, {f"arithmetic/{k}" for k in examples.KINDS})
+    self.assertLen({r["id"] for r in rows}, 600)
+    for row in rows:
+      messages = json.loads(row["messages"])
+      chain = chains.parse(messages[0]["content"].split("\n\n")[0])
+      self.assertEqual(row["answer"], chains.answer(chain))
+      self.assertEqual(row["level"], examples.level(chain.digits, len(chain.steps)))
+      if row["task"] == "arithmetic/critic":
+        attempt = messages[0]["content"].split("Proposed solution:\n")[1].split("\n\n")[0]
+        correct = exact_match.verify(attempt, row["answer"]).reward == 1.0
+        self.assertEqual("wrong" not in row["response"], correct)
+      else:
+        self.assertEqual(exact_match.verify(row["response"], row["answer"]).reward, 1.0)
+
+  def test_training_never_asks_a_test_question_whatever_surrounds_it(self):
+    splits = builders.arithmetic.splits(train=2000, test=300, mix=MIX, digits=(1,), min_steps=1,
+                                        max_steps=3)
+    def asked(name):
+      return {json.loads(row["messages"])[0]["content"].split("\n\n")[0]
+              for row in splits[name]()}
+    self.assertNotEmpty(asked("train"))
+    self.assertEmpty(asked("test") & asked("train"))
+
+  def test_rows_depend_on_the_seed_alone(self):
+    def made(seed):
+      kwargs = dict(train=50, test=5, mix=MIX, seed=seed)
+      return list(builders.arithmetic.splits(**kwargs)["train"]())
+    self.assertEqual(made(1), made(1))
+    self.assertNotEqual(made(1), made(2))
+
+  def test_rows_survive_the_disk(self):
+    kwargs = dict(train=20, test=5, mix=MIX)
+    source = builders.open_source("arithmetic", kwargs, "train", self.create_tempdir().full_path)
+    want = list(builders.arithmetic.splits(**kwargs)["train"]())
+    self.assertCountEqual([json.dumps(source[i], sort_keys=True) for i in range(len(source))],
+                          [json.dumps(row, sort_keys=True) for row in want])
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,79 @@
+"""Golden text of every prompt template."""
+
+from absl.testing import absltest
+
+from opd_jax.data import chat
+
+PLAIN = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+
+
+class ChatTest(absltest.TestCase):
+
+  def test_question(self):
+    self.assertEqual(chat.question("1+1?"), [{"role": "user", "content": "1+1?"}])
+    self.assertEqual(chat.question("1+1?", "Be brief."), PLAIN)
+
+  def test_with_peers(self):
+    got = chat.with_peers(PLAIN, ["first", "second", "third"], ["bad", "worse"], "Too long.")
+    self.assertEqual(got[0], PLAIN[0])
+    self.assertEqual(got[1], {"role": "user", "content": """1+1?
+
+Correct solution:
+first
+
+Another successful solution:
+second
+
+Another successful solution:
+third
+
+A known failed solution (avoid repeating this mistake):
+bad
+
+A known failed solution (avoid repeating this mistake):
+worse
+
+Feedback:
+Too long.
+
+Correctly solve the original question."""})
+
+  def test_each_section_stands_alone(self):
+    self.assertEqual(
+        chat.with_peers(PLAIN, ["s"])[1]["content"],
+        "1+1?\n\nCorrect solution:\ns\n\nCorrectly solve the original question.")
+    self.assertEqual(
+        chat.with_peers(PLAIN, failures=["f"])[1]["content"],
+        "1+1?\n\nA known failed solution (avoid repeating this mistake):\nf\n\n"
+        "Correctly solve the original question.")
+    self.assertEqual(
+        chat.with_peers(PLAIN, feedback="No.")[1]["content"],
+        "1+1?\n\nFeedback:\nNo.\n\nCorrectly solve the original question.")
+
+  def test_nothing_to_add_is_the_plain_prompt(self):
+    self.assertEqual(chat.with_peers(PLAIN), PLAIN)
+
+  def test_critique_request(self):
+    self.assertEqual(chat.critique_request(PLAIN, "1+1=3"), [PLAIN[0], {
+        "role": "user", "content": """1+1?
+
+Proposed solution:
+1+1=3
+
+Find the first mistake in the proposed solution."""}])
+
+  def test_refine_request(self):
+    self.assertEqual(chat.refine_request(PLAIN, "1+1=3", "a wrong:1+1=2"), [
+        *PLAIN, {"role": "assistant", "content": "1+1=3"},
+        {"role": "user", "content": "a wrong:1+1=2\n\nCorrectly solve the original question."}])
+
+  def test_the_given_conversation_is_left_as_it_was(self):
+    given = [dict(turn) for turn in PLAIN]
+    chat.with_peers(given, ["s"])
+    chat.critique_request(given, "a")
+    chat.refine_request(given, "a", "c")
+    self.assertEqual(given, PLAIN)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,136 @@
+"""A verifier's processes cannot hold up a run, fail it or outlive it, and know no JAX."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from absl.testing import absltest, parameterized
+
+from opd_jax import verifiers
+
+STUCK = ("9**9**9**9", "\\boxed{10^{10^{10}}}", "#### ((((10!)!)!)!)")
+
+# A run as users start it: its main module imports JAX. A search that needs 2**99 steps and no
+# memory stands in for a text that would keep sympy busy for ever.
+RUN = """
+import re
+import jax
+from opd_jax import verifiers
+from opd_jax.verifiers import pool
+if __name__ == "__main__":
+  with verifiers.make("math_answer", 1, 1.0) as ours, pool.Pool(re.fullmatch, 1, 2.0) as stuck:
+    ours(["#### 1"], ["1"])
+    stuck(["1"], ["2"])
+    print(ours._workers[0].process.pid, stuck._workers[0].process.pid, flush=True)
+    stuck(["(a+)+"], ["a" * 99 + "!"])
+"""
+
+
+def is_running(pid: int) -> bool:
+  """Whether the process exists and is no zombie."""
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+class MakeTest(parameterized.TestCase):
+
+  def test_unknown_names_meet_the_known_ones(self):
+    with self.assertRaisesRegex(ValueError, "'maths'; it must be one of exact_match, math_answer"):
+      with verifiers.make("maths", 1, 1.0):
+        pass
+
+  @parameterized.parameters((0, 1.0), (1, 0.0))
+  def test_impossible_pools_are_refused(self, workers, timeout_s):
+    with self.assertRaisesRegex(ValueError, "at least one process and a limit above 0"):
+      with verifiers.make("math_answer", workers, timeout_s):
+        pass
+
+  def test_exact_match_needs_no_processes(self):
+    with verifiers.make("exact_match", workers=0, timeout_s=0.0) as verify:
+      self.assertEqual([v.reward for v in verify(["#### 1", "#### 2"], ["1", "1"])], [1.0, 0.0])
+      with self.assertRaises(ValueError):
+        verify(["#### 1"], [])
+
+
+class PoolTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.verify = cls.enterClassContext(verifiers.make("math_answer", workers=2, timeout_s=2.0))
+
+  def setUp(self):
+    super().setUp()
+    while not all(worker.ready for worker in self.verify._workers):
+      self.verify(["#### 4"], ["4"])
+      time.sleep(0.05)
+
+  def test_verdicts_come_in_the_order_of_the_texts(self):
+    texts = [f"#### {i % 7}" for i in range(60)]
+    got = [v.reward for v in self.verify(texts, [str(i % 5) for i in range(60)])]
+    self.assertEqual(got, [float(i % 7 == i % 5) for i in range(60)])
+    self.assertEqual(self.verify([], []), [])
+
+  def test_a_stuck_text_costs_its_time_limit_and_only_itself(self):
+    before = {w.process.pid for w in self.verify._workers}
+    start = time.monotonic()
+    verdicts = self.verify([*STUCK, "#### 3"], ["7"] * len(STUCK) + ["3"])
+    self.assertEqual([v.reward for v in verdicts], [0.0] * len(STUCK) + [1.0])
+    for verdict in verdicts[:-1]:
+      self.assertEqual(verdict.feedback, "Checking the response took longer than 2 s.")
+    self.assertLess(time.monotonic() - start, 45.0)
+    self.assertFalse(any(map(is_running, before)))  # killed, not abandoned
+    self.assertEqual(self.verify(["#### 4"], ["4"])[0].reward, 1.0)
+
+  def test_a_worker_killed_while_idle_is_replaced(self):
+    for worker in self.verify._workers:
+      worker.process.kill()
+      worker.process.wait()
+    self.assertEqual([v.reward for v in self.verify(["#### 4"] * 3, ["4"] * 3)], [1.0] * 3)
+
+  def test_preemption_signals_do_not_touch_the_workers(self):
+    before = [w.process.pid for w in self.verify._workers]
+    for pid in before:
+      os.kill(pid, signal.SIGTERM)
+      os.kill(pid, signal.SIGINT)
+    self.assertEqual([v.reward for v in self.verify(["#### 4"] * 4, ["4"] * 4)], [1.0] * 4)
+    self.assertTrue(all(map(is_running, before)))
+
+  def test_a_workers_death_is_the_texts_verdict(self):
+    killer = threading.Timer(0.5, self.verify._workers[0].process.kill)
+    killer.start()
+    verdicts = self.verify([STUCK[1]] * 2, ["7"] * 2)
+    self.assertEqual([v.reward for v in verdicts], [0.0, 0.0])
+    killer.join()
+    self.assertIn("Checking the response ended the process that checked it.",
+                  [v.feedback for v in verdicts])
+
+  def test_workers_of_a_real_run_have_no_jax_and_die_with_it(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "the_run.py").write_text(RUN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    # As a module, like `python -m opd_jax.main`: multiprocessing would import it again.
+    run = subprocess.Popen([sys.executable, "-m", "the_run"], stdout=subprocess.PIPE, text=True,
+                           env=environment)
+    self.addCleanup(run.kill)
+    ours, stuck = map(int, run.stdout.readline().split())
+    self.assertIn("jaxlib", pathlib.Path(f"/proc/{run.pid}/maps").read_text())
+    self.assertNotIn("jaxlib", pathlib.Path(f"/proc/{ours}/maps").read_text())
+    time.sleep(0.5)  # the second worker is now busy, and nobody will read its answer
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    end = time.monotonic() + 20.0
+    while (is_running(ours) or is_running(stuck)) and time.monotonic() < end:
+      time.sleep(0.1)
+    self.assertEqual((is_running(ours), is_running(stuck)), (False, False))
+
+
+if __name__ == "__main__":
+  absltest.main()
