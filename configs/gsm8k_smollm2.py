@@ -42,7 +42,7 @@ def get_config(arg=""):
       loss=dict(surrogate="reverse_kl", logits_chunk=16 if small else 32,
                 micro_batches=1 if small else 8),
       optimizer=dict(learning_rate=1e-4, warmup_steps=0 if small else 20),
-      verifier=dict(name="exact_match" if form == "smoke" else "math_answer"),
+      verifier=dict(name="exact_match"),
       eval=dict(prompts=4 if form == "smoke" else 64, batch=4 if form == "smoke" else 16,
                 samples=1, ks=(1,), every=0 if small else 100),
       checkpoint=dict(every=100, best_metric="eval/mean@1"),

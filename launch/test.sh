@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All tests, on CPU. Further arguments go to pytest: bash launch/test.sh -k sampler
+# All tests, on CPU. Arguments go to pytest: bash launch/test.sh tests/losses -k golden
 set -euo pipefail
 export EXTRAS=test
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 export JAX_PLATFORMS=cpu
-exec .venv/bin/python -m pytest tests "$@"
+exec .venv/bin/python -m pytest "$@"

@@ -223,7 +223,7 @@ def validate(config: ConfigDict) -> None:
     rows = config.rollout.prompts * config.rollout.group_size
     if rows % config.loss.micro_batches:
       raise ValueError(
-          f"rollout.prompts x rollout.group_size = {rows} rows cannot be cut into "
+          f"rollout.prompts x rollout.group_size = {rows} rows cannot be spread over "
           f"loss.micro_batches = {config.loss.micro_batches} equal parts")
 
 

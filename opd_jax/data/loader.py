@@ -18,7 +18,7 @@ def encode(tokenizer: Tokenizer) -> Callable[[Row], Row]:
   def one(row: Row) -> Row:
     out = {**row, "prompt_ids": tokenizer.encode_chat(json.loads(row["messages"]))}
     if row["response"]:
-      out["response_ids"] = [*tokenizer.encode(row["response"]), tokenizer.eos_ids[0]]
+      out["response_ids"] = [*tokenizer.encode(row["response"]), tokenizer.end_id]
     return out
   return one
 
@@ -27,6 +27,8 @@ class Batches:
   """Endless lists of rows; `state` / `restore` resume exactly, across epochs too.
 
   Rows for which `fits` is false are dropped, never cut, and counted in `dropped`.
+
+  Raises: ValueError if there is no row for this process, or none that fits.
   """
 
   def __init__(self, source: Any, size: int, *, transform: Callable[[Row], Row],
@@ -35,6 +37,11 @@ class Batches:
     dataset = grain.MapDataset.source(source).seed(seed)
     if shuffle:
       dataset = dataset.shuffle()
+    if len(source) < process_count:
+      raise ValueError(f"the data has {len(source)} rows for {process_count} processes; each "
+                       "needs at least one")
+    # Twice through the data without a fit: then no row fits. Of large data a part must do.
+    self._patience = min(2 * len(source), 10_000)
     # Each process reads every process_count-th row of the same global order.
     dataset = dataset[process_index::process_count].map(transform).repeat()
     self._rows = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
@@ -54,8 +61,8 @@ class Batches:
       else:
         self.dropped += 1
         misses += 1
-        if misses > 10_000:
-          raise ValueError("10,000 rows in a row were dropped as too long: raise "
+        if misses >= self._patience:
+          raise ValueError(f"{misses:,} rows in a row were dropped as too long: raise "
                            "rollout.max_prompt (or batch.buckets), or choose other data")
     return rows
 

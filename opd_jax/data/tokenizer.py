@@ -7,6 +7,8 @@ import pathlib
 import re
 from typing import Any
 
+import jinja2
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -37,15 +39,32 @@ class Tokenizer:
     self.name = name
     self.eos_ids = tuple(sorted(set(eos_ids)))
     self.pad_id = hf.pad_token_id if hf.pad_token_id is not None else self.eos_ids[0]
+    # Added tokens that are not special ("<think>") are words, which templates may look for.
+    control = [t.content for t in hf.added_tokens_decoder.values() if t.special]
     # Place holders that the text itself contains are hidden like control tokens.
     self._control = re.compile("|".join([
-        *(re.escape(t) for t in sorted(hf.get_added_vocab(), key=len, reverse=True)),
+        *(re.escape(t) for t in sorted(control, key=len, reverse=True)),
         f"[{chr(PRIVATE)}-{chr(0x10FFFF)}]"]))
 
   @property
   def vocab_size(self) -> int:
     """Ids in use, added tokens included; a model's embedding may be padded beyond it."""
     return len(self.hf)
+
+  @functools.cached_property
+  def end_id(self) -> int:
+    """The one of `eos_ids` with which a response to learn from ends.
+
+    It is the one that the chat template puts behind an assistant's turn. Of several ids the
+    others often end documents (Qwen, Llama 3, Phi), and a student must not learn those here.
+    """
+    if self.hf.chat_template:
+      turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": chr(PRIVATE)}]
+      tail = self._render(turns, add_generation_prompt=False).rpartition(chr(PRIVATE))[2]
+      for i in self.hf.encode(tail, add_special_tokens=False):
+        if i in self.eos_ids:
+          return i
+    return self.hf.eos_token_id if self.hf.eos_token_id in self.eos_ids else self.eos_ids[0]
 
   def encode(self, text: str) -> list[int]:
     """Text -> ids, without BOS; control tokens in it are text."""
@@ -63,11 +82,8 @@ class Tokenizer:
     the template is rendered and encoded as plain text afterwards. All else is exactly
     transformers' `apply_chat_template`.
 
-    Raises: ValueError if the tokenizer has no chat template.
+    Raises: ValueError if the tokenizer has no chat template, or one that refuses the messages.
     """
-    if not self.hf.chat_template:
-      raise ValueError(f"the tokenizer in {self.name} has no chat template; name one in the "
-                       "config's `chat_template` (Jinja text, or a file that holds it)")
     spelled: list[str] = []
 
     def hide(match):
@@ -75,8 +91,7 @@ class Tokenizer:
       return chr(PRIVATE + len(spelled) - 1)
 
     hidden = [{**m, "content": self._control.sub(hide, m["content"])} for m in messages]
-    text = self.hf.apply_chat_template(hidden, tokenize=False,
-                                       add_generation_prompt=add_generation_prompt)
+    text = self._render(hidden, add_generation_prompt)
     template = functools.partial(self.hf.encode, add_special_tokens=False)
     if not spelled:
       return template(text)
@@ -85,6 +100,18 @@ class Tokenizer:
       is_hidden = len(piece) == 1 and 0 <= ord(piece) - PRIVATE < len(spelled)
       ids += self.encode(spelled[ord(piece) - PRIVATE]) if is_hidden else template(piece)
     return ids
+
+  def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    if not self.hf.chat_template:
+      raise ValueError(f"the tokenizer in {self.name} has no chat template; name one in the "
+                       "config's `chat_template` (Jinja text, or a file that holds it)")
+    try:
+      return self.hf.apply_chat_template(messages, tokenize=False,
+                                         add_generation_prompt=add_generation_prompt)
+    except jinja2.TemplateError as error:
+      roles = ", ".join(m["role"] for m in messages)
+      raise ValueError(f"the chat template of {self.name} failed on messages of the roles {roles}: "
+                       f"{error}. Change the messages, or name another `chat_template`") from error
 
   def save(self, folder: str | pathlib.Path) -> None:
     """Writes tokenizer.json and its companions into a Hugging Face folder."""
@@ -97,7 +124,8 @@ def load(folder: str | pathlib.Path, chat_template: str = "") -> Tokenizer:
   Args:
     folder: holds tokenizer.json, and config.json / generation_config.json if there are any.
     chat_template: Jinja text, or the path of a file with it, instead of the folder's own.
-  Raises: ValueError if the folder or its tokenizer.json is missing.
+  Raises: ValueError if the folder, its tokenizer.json or the template's file is missing or
+    unreadable, or if nothing says which token ends a response.
   """
   from transformers import AutoTokenizer  # three seconds to import: only when needed
   folder = pathlib.Path(folder)
@@ -105,19 +133,36 @@ def load(folder: str | pathlib.Path, chat_template: str = "") -> Tokenizer:
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such folder"
     raise ValueError(f"no tokenizer.json in {folder} (found: {found}); name a Hugging Face folder "
                      "with a fast tokenizer")
-  hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+  # Read first: transformers' own errors do not say which of the files is broken.
+  names = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
+  read = {name: _read_json(folder / name) for name in names if (folder / name).is_file()}
+  hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
   if chat_template:
-    path = pathlib.Path(chat_template)
-    hf.chat_template = path.read_text() if "{" not in chat_template else chat_template
+    hf.chat_template = _read_template(chat_template)
   eos = {hf.eos_token_id} - {None}
   for name in ("config.json", "generation_config.json"):
-    if (folder / name).is_file():
-      ids = json.loads((folder / name).read_text()).get("eos_token_id")
-      eos |= set(ids) if isinstance(ids, list) else {ids} - {None}
+    ids = read.get(name, {}).get("eos_token_id")
+    eos |= set(ids) if isinstance(ids, list) else {ids} - {None}
   if not eos:
     raise ValueError(f"nothing in {folder} says which token ends a response: tokenizer_config.json "
                      "or generation_config.json needs an eos token")
   return Tokenizer(hf, eos, str(folder))
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error}); it may be cut off, copy it again") from error
+
+
+def _read_template(named: str) -> str:
+  if "{" in named:
+    return named
+  if not pathlib.Path(named).is_file():
+    raise ValueError(f"chat_template is {named!r}: there is no such file, and it is no Jinja text "
+                     "either, which would hold a '{'")
+  return pathlib.Path(named).read_text(encoding="utf-8")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -158,7 +203,8 @@ def check_same(student: Tokenizer, teacher: Tokenizer) -> list[str]:
   """Makes sure that the same ids mean the same text, by encoding probe strings.
 
   Returns: notices: what differs and is handled (sizes), or deserves a look (end tokens).
-  Raises: ValueError naming the first probe that the two encode differently.
+  Raises: ValueError naming the first probe that the two encode differently, or a control
+    token that has another id for each.
   """
   for probe in PROBES:
     ours, theirs = student.encode(probe), teacher.encode(probe)
@@ -167,6 +213,14 @@ def check_same(student: Tokenizer, teacher: Tokenizer) -> list[str]:
           "teacher and student tokenizers differ, so their log-probabilities cannot be compared: "
           f"{probe!r} is {ours} for the student ({student.name}) and {theirs} for the teacher "
           f"({teacher.name}). Choose a teacher of the student's family.")
+  # `encode` never makes control ids, so no probe can show these.
+  ours, theirs = student.hf.get_added_vocab(), teacher.hf.get_added_vocab()
+  for token in sorted(ours.keys() & theirs.keys()):
+    if ours[token] != theirs[token]:
+      raise ValueError(
+          f"teacher and student tokenizers differ: the control token {token!r} is {ours[token]} for "
+          f"the student ({student.name}) and {theirs[token]} for the teacher ({teacher.name}). "
+          "Choose a teacher of the student's family.")
   notices = []
   if student.vocab_size != teacher.vocab_size:
     notices.append(f"vocabularies are {student.vocab_size} (student) and {teacher.vocab_size} "
@@ -176,4 +230,9 @@ def check_same(student: Tokenizer, teacher: Tokenizer) -> list[str]:
         f"warning: responses end with {student.eos_ids} for the student and {teacher.eos_ids} for "
         "the teacher; a student taught by a teacher that never ends as it does grows longer and "
         "longer. A short SFT on the teacher's format first helps.")
+  turn = [{"role": "user", "content": "x"}]
+  if (student.hf.chat_template and teacher.hf.chat_template and
+      student.encode_chat(turn) != teacher.encode_chat(turn)):
+    notices.append("warning: the chat templates differ; the teacher is asked in the student's "
+                   f"({student.name}), which is not the one it was trained with")
   return notices

@@ -4,6 +4,8 @@ math-verify parses with sympy, which a hostile answer can keep busy for hours: r
 a `pool.Pool`, whose hard limit rules. Its own limits use signals and are turned off.
 """
 
+import logging
+
 from opd_jax.verifiers.exact_match import MARKER
 from opd_jax.verifiers.verdict import Verdict
 
@@ -17,6 +19,7 @@ def verify(text: str, answer: str) -> Verdict:
   math-verify finds: a number or formula announced as the answer, or the last one.
   """
   import math_verify  # pulls in sympy: only worker processes pay for it
+  logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn at every text
   try:
     gold = math_verify.parse(f"${_bare(answer)}$", parsing_timeout=None)
     found = math_verify.parse(_final(text), parsing_timeout=None)

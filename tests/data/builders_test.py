@@ -51,6 +51,12 @@ class JsonlTest(parameterized.TestCase):
       (('{"q": "?", "a": 1}',), r"rows.jsonl, line 1: no field 'id'"),
       ((GOOD, "{oops"), r"rows.jsonl, line 2: not JSON"),
       (("[1]",), r"rows.jsonl, line 1: a list, wanted a JSON object"),
+      (('{"id": "x", "q": "?", "a": null}',), "line 1: field 'a' is null; wanted text or a number"),
+      (('{"id": "x", "q": "?", "a": [4]}',), r"line 1: field 'a' is \[4\]; wanted text or a num"),
+      (('{"id": "x", "q": "?", "a": true}',), "line 1: field 'a' is true; wanted text or a number"),
+      ((GOOD, '{"id": "y", "q": "\\ud83d", "a": 1}'), "line 2: field 'q' holds half a character"),
+      ((GOOD, GOOD), "line 2: field 'id' is 'x', as in an earlier row; ids must differ"),
+      (("", " "), r"no rows in '.*rows.jsonl'; wanted one JSON object a line"),
   )
   def test_bad_rows_are_named_by_file_line_and_field(self, lines, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -58,6 +64,22 @@ class JsonlTest(parameterized.TestCase):
     self.assertEmpty(os.listdir(self.cache))  # nothing half made is left
 
   @parameterized.parameters(
+      ("r.jsonl", b'{"q": "caf\xe9"}', "r.jsonl, line 1: not JSON in UTF-8"),
+      ("r.jsonl.gz", GOOD.encode(), "r.jsonl.gz is not a whole gzip file"),
+      ("r.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-12], "r.jsonl.gz is not a whole gzip"),
+  )
+  def test_broken_files_are_named(self, name, content, message):
+    path = self.path.with_name(name)
+    path.write_bytes(content)
+    with self.assertRaisesRegex(ValueError, message):
+      self.open(train=str(path))
+    self.assertEmpty(os.listdir(self.cache))
+
+  def test_a_byte_order_mark_is_no_text(self):
+    self.assertEqual(self.open("\ufeff" + GOOD)[0]["id"], "x")
+
+  @parameterized.parameters(
+      (dict(train=""), "builder_kw names no data; set train or test"),
       (dict(train="/no/such"), "no data at '/no/such'"),
       (dict(split="test"), "no split 'test'; it has train"),
       (dict(qq=1), r"builder_kw has \['qq'\], which 'jsonl' does not take; it takes"),
@@ -80,6 +102,17 @@ class JsonlTest(parameterized.TestCase):
     self.assertLen(os.listdir(self.cache), 2)
     self.assertEqual(self.open(GOOD, task="sums")[0]["task"], "sums")
     self.assertLen(os.listdir(self.cache), 3)
+
+  def test_a_renamed_file_is_another_copy_since_its_name_may_be_in_the_ids(self):
+    self.assertEqual(self.open(GOOD, id="")[0]["id"], "rows.jsonl-1")
+    self.path.rename(self.path.with_name("other.jsonl"))
+    arguments = dict(train=str(self.path.parent), question="q", answer="a", id="")
+    ids = []
+    for name in ("one.jsonl", "two.jsonl"):
+      self.path.with_name("other.jsonl" if not ids else "one.jsonl").rename(
+          self.path.with_name(name))
+      ids.append(builders.open_source("jsonl", arguments, "train", self.cache)[0]["id"])
+    self.assertEqual(ids, ["one.jsonl-1", "two.jsonl-1"])
 
   def test_two_processes_may_prepare_one_data_set_at_once(self):
     self.path.write_text(GOOD)

@@ -79,8 +79,19 @@ class BatchesTest(parameterized.TestCase):
     self.assertEqual(ids(again, 3), ids(data, 3))
 
   def test_data_without_a_row_that_fits_is_an_error(self):
-    with self.assertRaisesRegex(ValueError, "10,000 rows in a row were dropped as too long"):
+    with self.assertRaisesRegex(ValueError, f"^{2 * ROWS} rows in a row were dropped as too long"):
       next(batches(fits=lambda row: False))
+
+
+  @parameterized.parameters((0, 1), (3, 4))
+  def test_a_process_without_rows_is_an_error(self, rows, count):
+    with self.assertRaisesRegex(ValueError, f"has {rows} rows for {count} processes"):
+      batches(rows=rows, process_count=count)
+
+  def test_a_single_row_that_fits_is_found_however_it_is_shuffled(self):
+    for seed in range(20):
+      self.assertEqual(ids(batches(size=1, rows=9, fits=lambda row: row["n"] == 4, seed=seed), 3),
+                       ["4"] * 3)
 
 
 class BucketedBatchesTest(parameterized.TestCase):
@@ -140,13 +151,18 @@ class BucketedBatchesTest(parameterized.TestCase):
 
 class EncodeTest(absltest.TestCase):
 
+  def test_responses_end_as_the_template_ends_turns_and_not_with_the_smallest_id(self):
+    several = tokenizers.Tokenizer(tokenizers.byte_tokenizer().hf, [0, 2], "several")
+    row = dict(messages=json.dumps(chat.question("2+2?")), response="4")
+    self.assertEqual(loader.encode(several)(row)["response_ids"], [*several.encode("4"), 2])
+
   def test_prompts_are_chats_and_responses_end(self):
     tokenizer = tokenizers.byte_tokenizer()
     row = dict(id="a", messages=json.dumps(chat.question("2+2?")), response="4 <|im_end|>")
     got = loader.encode(tokenizer)(row)
     self.assertEqual(got["prompt_ids"], tokenizer.encode_chat(chat.question("2+2?")))
-    self.assertEqual(got["response_ids"][-1], tokenizer.eos_ids[0])
-    self.assertEqual(got["response_ids"].count(tokenizer.eos_ids[0]), 1)
+    self.assertEqual(got["response_ids"][-1], tokenizer.end_id)
+    self.assertEqual(got["response_ids"].count(tokenizer.end_id), 1)
     self.assertEqual(tokenizer.decode(got["response_ids"]), "4 <|im_end|>")
     self.assertNotIn("response_ids", loader.encode(tokenizer)({**row, "response": ""}))
     self.assertNotIn("prompt_ids", row)  # the given row is left as it was

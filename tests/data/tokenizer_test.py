@@ -6,6 +6,9 @@ import re
 
 from absl.testing import absltest, parameterized
 
+import tokenizers as hf_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
+
 from opd_jax.data import chat
 from opd_jax.data import tokenizer as tokenizers
 
@@ -65,6 +68,17 @@ class EncodingTest(parameterized.TestCase):
   def test_private_use_characters_stay_themselves(self, text):
     self.assertIn(text, self.tokenizer.decode(self.tokenizer.encode_chat(chat.question(text))))
 
+  def test_words_that_templates_look_for_stay_visible_to_them(self):
+    hf = tokenizers.byte_tokenizer().hf
+    hf.add_tokens([AddedToken(t, special=False) for t in ("<think>", "</think>")])
+    hf.chat_template = ("{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}"
+                        "<|im_end|>{% endfor %}")
+    ours = tokenizers.Tokenizer(hf, [2], "a reasoning model")
+    messages = [{"role": "assistant", "content": "<think>hm</think>4"}, *chat.question("<think>")]
+    want = hf.apply_chat_template(messages, tokenize=True, return_dict=False)
+    self.assertEqual(ours.encode_chat(messages), want)
+    self.assertNotIn("hm", ours.decode(want))
+
   def test_training_is_deterministic(self):
     again = tokenizers.train_bpe(TEXTS, 300)
     self.assertEqual(again.hf.get_vocab(), self.tokenizer.hf.get_vocab())
@@ -80,10 +94,38 @@ class EncodingTest(parameterized.TestCase):
     self.tokenizer.save(folder)
     loaded = tokenizers.load(folder)
     self.assertEmpty(tokenizers.check_same(self.tokenizer, loaded))
-    for name in ("pad_id", "eos_ids", "vocab_size"):
+    for name in ("pad_id", "eos_ids", "end_id", "vocab_size"):
       self.assertEqual(getattr(loaded, name), getattr(self.tokenizer, name))
     for messages in CONVERSATIONS:
       self.assertEqual(loaded.encode_chat(messages), self.tokenizer.encode_chat(messages))
+
+
+class EndIdTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      # As Qwen and Llama 3: the turn's end is not the smallest id that ends a response.
+      ("{{ messages[1].content }}<|im_end|>\n", 2),
+      # As Phi-3: the document's end follows the turn's.
+      ("{{ messages[1].content }}<|im_end|>\n{{ eos_token }}", 2),
+      # A base model's end token, which its template does not write.
+      ("{{ messages[1].content }}<|im_start|>", 0),
+      ("", 0),
+  )
+  def test_responses_to_learn_from_end_as_the_template_ends_them(self, template, want):
+    hf = tokenizers.byte_tokenizer().hf
+    hf.eos_token, hf.chat_template = "<|pad|>", template
+    self.assertEqual(tokenizers.Tokenizer(hf, [0, 2], "several").end_id, want)
+
+
+def swapped():
+  """The byte tokenizer with the ids of two control tokens exchanged."""
+  ids = {"<|im_start|>": 2, "<|im_end|>": 1}
+  raw = json.loads(tokenizers.byte_tokenizer().hf.backend_tokenizer.to_str())
+  for token in raw["added_tokens"]:
+    token["id"] = ids.get(token["content"], token["id"])
+  raw["model"]["vocab"].update(ids)
+  backend = hf_tokenizers.Tokenizer.from_str(json.dumps(raw))
+  return tokenizers.Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), [1], "swapped")
 
 
 class CheckSameTest(absltest.TestCase):
@@ -100,6 +142,21 @@ class CheckSameTest(absltest.TestCase):
     self.assertEqual(ours.vocab_size, theirs.vocab_size)
     with self.assertRaisesRegex(ValueError, "Choose a teacher of the student's family"):
       tokenizers.check_same(ours, theirs)
+
+  def test_control_tokens_with_other_ids_are_refused(self):
+    ours, theirs = tokenizers.byte_tokenizer(), swapped()
+    for probe in tokenizers.PROBES:
+      self.assertEqual(ours.encode(probe), theirs.encode(probe))
+    with self.assertRaisesRegex(ValueError, r"control token '<\|im_end\|>' is 2 for .* and 1 for"):
+      tokenizers.check_same(ours, theirs)
+
+  def test_another_chat_template_is_a_warning(self):
+    ours, theirs = tokenizers.byte_tokenizer(), tokenizers.byte_tokenizer()
+    theirs.hf.chat_template = "{{ messages[0].content }}"
+    [notice] = tokenizers.check_same(ours, theirs)
+    self.assertStartsWith(notice, "warning: the chat templates differ")
+    theirs.hf.chat_template = None  # a base model: it has no format of its own to miss
+    self.assertEmpty(tokenizers.check_same(ours, theirs))
 
   def test_other_end_tokens_are_a_warning_that_names_both(self):
     ours = tokenizers.byte_tokenizer()
@@ -141,6 +198,27 @@ class LoadTest(absltest.TestCase):
     for given in (template, str(self.folder / "mine.jinja")):
       loaded = tokenizers.load(self.folder, given)
       self.assertEqual(loaded.decode(loaded.encode_chat(chat.question("x"))), "x!")
+
+  def test_a_template_that_is_neither_text_nor_file_is_named(self):
+    tokenizers.byte_tokenizer().save(self.folder)
+    with self.assertRaisesRegex(ValueError, "'/no/such.jinja': there is no such file"):
+      tokenizers.load(self.folder, "/no/such.jinja")
+
+  def test_a_template_that_refuses_is_an_error_that_says_why(self):
+    tokenizers.byte_tokenizer().save(self.folder)
+    for template, why in (("{{ raise_exception('no system') }}", "roles system, user: no system"),
+                          ("{{ messages[0]", "unexpected end of template"),
+                          ("{{ ''.__class__.__mro__ }}", "unsafe")):
+      with self.assertRaisesRegex(ValueError, why):
+        tokenizers.load(self.folder, template).encode_chat(chat.question("x", "Be brief."))
+
+  def test_broken_files_are_named(self):
+    for name in ("tokenizer.json", "config.json", "generation_config.json"):
+      tokenizers.byte_tokenizer().save(self.folder)
+      (self.folder / name).write_text('{"eos')
+      with self.assertRaisesRegex(ValueError, f"{name} is not JSON"):
+        tokenizers.load(self.folder)
+      (self.folder / name).unlink()
 
   def test_end_tokens_come_from_every_file_that_names_some(self):
     made = tokenizers.byte_tokenizer()

@@ -10,7 +10,8 @@ class ExactMatchTest(parameterized.TestCase):
   @parameterized.parameters(
       ("#### 1,234,567", "1234567"), ("#### 12 345", "12345"), ("####\t-7 \n", "-7"),
       ("#### 7.", "7"), ("#### 1\u00a0000", "1000"), ("#### 1234", "1,234"),
-      ("#### 3\n#### 8", "8"), ("#### 8\nand more talk", "8"),
+      ("#### 3\n#### 8", "8"), ("#### 8\nand more talk", "8"), ("#### 1 000 000", "1,000,000"),
+      ("#### - 7", "-7"), ("#### 3 / 4", "3/4"), ("#### ( 1, 2 )", "(1,2)"), ("#### a  b", "a b"),
   )
   def test_space_and_thousands_separators_do_not_count(self, text, answer):
     self.assertEqual(exact_match.verify(text, answer).reward, 1.0)
@@ -22,6 +23,14 @@ class ExactMatchTest(parameterized.TestCase):
     self.assertEqual(verdict.reward, 0.0)
     self.assertLess(len(verdict.feedback), 80)
     self.assertNotIn("\n", verdict.feedback)
+
+  @parameterized.parameters("#### 1, 2", "#### 1,2", "#### 1 2", "#### 1\t2")
+  def test_listing_parts_of_the_answer_does_not_pay(self, text):
+    self.assertEqual(exact_match.verify(text, "12").reward, 0.0)
+
+  @parameterized.parameters("####", "#### ", "#### \n7", "")
+  def test_nothing_is_never_right(self, text):
+    self.assertEqual(exact_match.verify(text, "").reward, 0.0)
 
   def test_a_missing_marker_is_the_reason_given(self):
     self.assertIn("no final answer behind ####", exact_match.verify("it is 7", "7").feedback)

@@ -51,9 +51,11 @@ class MathAnswerTest(parameterized.TestCase):
 
   @absltest.skipUnless("OPD_JAX_DATA" in os.environ, "OPD_JAX_DATA is not set")
   def test_every_gsm8k_solution_verifies(self):
-    path = pathlib.Path(os.environ["OPD_JAX_DATA"]) / "gsm8k/train.jsonl.gz"
-    with gzip.open(path, "rt") as lines:
-      rows = [json.loads(next(lines)) for _ in range(200)]
+    folder = pathlib.Path(os.environ["OPD_JAX_DATA"]) / "gsm8k"
+    rows = [json.loads(line) for line in (folder / "test_half.jsonl").open(encoding="utf-8")]
+    with gzip.open(folder / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
+      rows += [json.loads(next(lines)) for _ in range(200)]
+    self.assertGreater(len(rows), 800)
     with verifiers.make("math_answer", workers=1, timeout_s=10.0) as verify:
       verdicts = verify([r["solution"] for r in rows], [r["answer"] for r in rows])
     for row, verdict in zip(rows, verdicts):

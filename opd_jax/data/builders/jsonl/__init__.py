@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import sys
+import zlib
 from typing import Any
 
 from opd_jax.data import chat
@@ -25,25 +26,42 @@ def splits(*, question: str, answer: str, train: str = "", test: str = "", respo
     system: system turn before every question, if any.
     template: how the question becomes the user's turn; holds "{question}".
     strip_marks: removes GSM8K's calculator marks `<<48/2=24>>` from responses.
-  Raises: ValueError naming file, line and field when a row lacks one.
+  Raises: ValueError naming file, line and field when a row lacks one, or holds there what is
+    no text; and for a file that is not whole, an id used twice, or no rows at all.
   """
   if "{question}" not in template:
     raise ValueError(f"data.builder_kw.template is {template!r}; it must hold '{{question}}'")
 
   def read(where: str) -> Iterator[dict[str, Any]]:
+    seen = set()
     for file in files(where):
-      opener = gzip.open if file.suffix == ".gz" else open
-      with opener(file, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-          if line.strip():
-            yield row(parse(file, number, line), file, number)
+      for number, line in lines(file):
+        if not line.strip():
+          continue
+        made = row(parse(file, number, line), file, number)
+        if made["id"] in seen:
+          raise ValueError(f"{file}, line {number}: field {id!r} is {made['id']!r}, as in an "
+                           "earlier row; ids must differ. With data.builder_kw.id='' rows are "
+                           "named by file and line")
+        seen.add(made["id"])
+        yield made
+    if not seen:
+      raise ValueError(f"no rows in {where!r}; wanted one JSON object a line")
 
   def row(record: dict[str, Any], file: pathlib.Path, number: int) -> dict[str, Any]:
     def field(name: str) -> str:
       if name not in record:
         raise ValueError(f"{file}, line {number}: no field {name!r}; the row has "
                          f"{sorted(record)}")
-      return str(record[name])
+      value = record[name]
+      if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{file}, line {number}: field {name!r} is {json.dumps(value)[:60]}; "
+                         "wanted text or a number")
+      text = str(value)
+      if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"{file}, line {number}: field {name!r} holds half a character (a lone "
+                         "UTF-16 surrogate), which no tokenizer takes")
+      return text
     text = field(response) if response else ""
     if strip_marks:
       text = re.sub(r"<<[^>]*>>", "", text)
@@ -53,15 +71,28 @@ def splits(*, question: str, answer: str, train: str = "", test: str = "", respo
                 response=text)
 
   found = {"train": train, "test": test}
+  if not any(found.values()):
+    raise ValueError("data.builder_kw names no data; set train or test to a .jsonl or .jsonl.gz "
+                     "file, or a folder with some")
   return {name: (lambda where=where: read(where)) for name, where in found.items() if where}
 
 
-def parse(file: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+def lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """Numbered lines, from 1. Raises: ValueError naming a compressed file that is not whole."""
+  opener = gzip.open if file.suffix == ".gz" else open
+  try:
+    with opener(file, "rb") as stream:
+      yield from enumerate(stream, 1)
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise ValueError(f"{file} is not a whole gzip file ({error}); copy it again") from error
+
+
+def parse(file: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
   """One line as an object. Raises: ValueError naming file and line."""
   try:
-    record = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
+    record = json.loads(line.decode("utf-8-sig"))  # some editors put a mark first
+  except ValueError as error:
+    raise ValueError(f"{file}, line {number}: not JSON in UTF-8 ({error})") from error
   if not isinstance(record, dict):
     raise ValueError(f"{file}, line {number}: a {type(record).__name__}, wanted a JSON object")
   return record
@@ -80,9 +111,11 @@ def files(where: str) -> list[pathlib.Path]:
 
 
 def fingerprint(**arguments: Any) -> str:
-  """The files' contents and this code: when either changes, the rows are made again."""
-  digest = hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode())
+  """The files and the code that makes the rows: when either changes, they are made again."""
+  code = "".join(map(inspect.getsource, (chat, sys.modules[__name__])))
+  digest = hashlib.sha256(code.encode())
   for where in (arguments.get("train", ""), arguments.get("test", "")):
     for file in files(where) if where else ():
+      digest.update(f"{file.name}/{file.stat().st_size}/".encode())  # names may become ids
       digest.update(file.read_bytes())
   return digest.hexdigest()
