@@ -76,11 +76,12 @@ class Checkpoints:
       yield
     except (ValueError, OSError) as error:  # tensorstore says ValueError of a full disk
       whole = _steps(self._folder)
+      reason = "".join(str(error).rpartition("Failed ")[1:])  # after paths and settings
       raise OSError(
           f"a checkpoint could not be written to {self._folder}; "
           + (f"that of step {whole[-1]} is whole and a restart goes on from it"
              if whole else "there is no earlier one")
-          + f". The reason: {' '.join(str(error).split())[-300:]}") from error
+          + f". The reason: {reason[:300]}") from error
 
 
 def restore_params(workdir: str, like: Any) -> Any:

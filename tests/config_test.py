@@ -34,7 +34,7 @@ class ConfigTest(parameterized.TestCase):
         (dict(eval=dict(ks=(1, 0))), r"eval.ks is \(1, 0\)"),
         (dict(rollout=dict(prompt_buckets=(99,))), r"prompt_buckets \(99,\) must not exceed"),
         (dict(eval=dict(ks=(16,))), "eval.samples >= 16"),
-        (dict(loss=dict(micro_batches=7)), "= 64 rows cannot be spread over loss.micro_batches = 7"),
+        (dict(loss=dict(micro_batches=7)), "= 64 rows cannot be spread over loss.micro_batches"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         configs.validate(configs.on_policy(**changes))

@@ -31,7 +31,8 @@ class CommandLineTest(parameterized.TestCase):
   def test_a_mistake_is_one_line_and_exit_2(self, arguments, message):
     workdir = self.create_tempdir().full_path
     done = subprocess.run(
-        [sys.executable, "-m", "opd_jax.main", *(a.replace("=W", f"={workdir}") for a in arguments)],
+        [sys.executable, "-m", "opd_jax.main",
+         *(argument.replace("=W", f"={workdir}") for argument in arguments)],
         cwd=ROOT, capture_output=True, text=True)
     self.assertEqual(done.returncode, 2, done.stderr)
     lines = done.stderr.strip().splitlines()
@@ -55,7 +56,7 @@ class WorkdirTest(absltest.TestCase):
     main.remember(configs.on_policy(seed=1), self.workdir)
     self.leave_results()
     before = self.config_file.read_text()
-    with self.assertRaisesRegex(ValueError, "(?s)ema.rate: 0.0 there, 0.1 now.*seed: 1 there, 2 now"):
+    with self.assertRaisesRegex(ValueError, "ema.rate: 0.0 there, 0.1 now\n  seed: 1 there, 2 now"):
       main.remember(configs.on_policy(seed=2, ema=dict(rate=0.1)), self.workdir)
     self.assertEqual(self.config_file.read_text(), before)
 

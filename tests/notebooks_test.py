@@ -11,7 +11,7 @@ NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 
 class NotebooksTest(parameterized.TestCase):
 
-  @parameterized.parameters(*sorted(p.name for p in NOTEBOOKS.glob("*.ipynb")))
+  @parameterized.parameters([(p.name,) for p in sorted(NOTEBOOKS.glob("*.ipynb"))])
   def test_notebook_runs(self, name):
     matplotlib.use("Agg")
     cells = json.loads((NOTEBOOKS / name).read_text())["cells"]

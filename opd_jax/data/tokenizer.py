@@ -22,7 +22,8 @@ PRIVATE = 0xF0000
 PROBES = (
     "The quick brown fox jumps over the lazy dog.", "12345 + 67890 = 80235", "3.14159, 1e-5, 1,000",
     "  two  spaces\tand a tab\n\nand lines\r\n", "def f(x):\n    return x**2  # squared",
-    "naïve café — “quoted” … €5", "北京大学 数学 题", "Привет мир", "مرحبا", "🙂👩‍👩‍👧", "\\frac{1}{2} \\boxed{x_1}",
+    "naïve café — “quoted” … €5", "北京大学 数学 题", "Привет мир", "مرحبا", "🙂👩‍👩‍👧",
+    "\\frac{1}{2} \\boxed{x_1}",
     "<|im_start|>user<|im_end|></s><s>[INST]<think>", "#### 42\n",
 )
 
@@ -218,9 +219,9 @@ def check_same(student: Tokenizer, teacher: Tokenizer) -> list[str]:
   for token in sorted(ours.keys() & theirs.keys()):
     if ours[token] != theirs[token]:
       raise ValueError(
-          f"teacher and student tokenizers differ: the control token {token!r} is {ours[token]} for "
-          f"the student ({student.name}) and {theirs[token]} for the teacher ({teacher.name}). "
-          "Choose a teacher of the student's family.")
+          f"teacher and student tokenizers differ: the control token {token!r} is {ours[token]} "
+          f"for the student ({student.name}) and {theirs[token]} for the teacher "
+          f"({teacher.name}). Choose a teacher of the student's family.")
   notices = []
   if student.vocab_size != teacher.vocab_size:
     notices.append(f"vocabularies are {student.vocab_size} (student) and {teacher.vocab_size} "
