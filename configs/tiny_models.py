@@ -20,7 +20,7 @@ COMPUTE = dict(plain=0.6, peers=0.2, refine=0.1, critic=0.1)
 RECIPES = {
     "teacher": ("random:tiny_teacher", 2000, "cosine", READ),
     "weak": ("random:tiny_student", 1500, "constant", READ),
-    "student": ("workdir:runs/tiny_weak", 800, "constant", COMPUTE),
+    "student": ("workdir:runs/tiny_weak", 1200, "constant", COMPUTE),
 }
 
 
