@@ -14,7 +14,7 @@ from opd_jax import config as configs
 def get_config(arg=""):
   smoke, quick = configs.form(arg, "", "smoke", "quick") == "smoke", arg == "quick"
   return configs.on_policy(
-      total_steps=2 if smoke else 30 if quick else 300,
+      total_steps=2 if smoke else 30 if quick else 150,
       student=dict(source="tiny:student"),
       teacher=dict(source="tiny:teacher"),
       data=dict(builder="arithmetic", builder_kw=dict(
