@@ -1,1 +1,0 @@
-"""opd_jax: on-policy distillation of language models in JAX."""

@@ -1,1 +1,0 @@
-"""Pure kernels: arrays in, arrays out. No model, config, text or device code."""
