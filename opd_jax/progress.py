@@ -1,7 +1,9 @@
 """What a person sees of a run: notes, a live progress bar, tables, and report.png."""
 
 from collections.abc import Sequence
+import datetime
 import pathlib
+import time
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +25,7 @@ class Bar:
   """A live line: step, chosen metrics, time left. Plain lines where there is no terminal."""
 
   def __init__(self, total: int, done: int):
-    self._total = total
+    self._total, self._done, self._start = total, done, time.monotonic()
     self._live = console.is_terminal
     self._progress = Progress(
         TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
@@ -39,7 +41,9 @@ class Bar:
                      for name, value in metrics.items())
     self._progress.update(self._task, completed=step, description=text)
     if not self._live:
-      note(f"step {step}/{self._total}  {text}")
+      seconds = (time.monotonic() - self._start) / max(step - self._done, 1)
+      left = datetime.timedelta(seconds=round(seconds * (self._total - step)))
+      note(f"step {step}/{self._total}  {text}  left {left}")
 
   def __enter__(self) -> "Bar":
     self._progress.start()

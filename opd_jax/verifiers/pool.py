@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import multiprocessing
 from multiprocessing import connection
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,9 +22,14 @@ from opd_jax.verifiers.verdict import Verdict
 # A fresh worker imports its libraries first; that is not the text's fault.
 START_S = 120.0
 
+# Address space that a text may make a worker use, beyond which it fails: 9**9**9 must not
+# take the machine down with it. The verifiers' libraries need a tenth of it.
+MEMORY_BYTES = 4 << 30
+
 
 def serve(descriptor: int) -> None:
   """Life of a worker: a verifier and its time limit, then texts, until the pipe closes."""
+  resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
   # Preemption and Ctrl-C may reach every process: only the run decides when workers go.
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -173,21 +173,27 @@ class ArithmeticTest(parameterized.TestCase):
       chain = chains.sample(rng, rng.choice((1, 2)), rng.randint(1, 8))
       right, wrong = chains.solution(chain).split("\n"), chains.corrupt(chain, rng).split("\n")
       first = next(i for i, (a, b) in enumerate(zip(right, wrong)) if a != b)
-      *praise, blame = chains.critique(chain, "\n".join(wrong)).split("\n")
-      self.assertLen(praise, first)
-      self.assertTrue(all("right" in line and "wrong" not in line for line in praise))
-      self.assertIn("wrong", blame)
-      self.assertEndsWith(blame, right[first].rpartition(":")[2])
-      self.assertNotIn("wrong", chains.critique(chain, "\n".join(right)))
+      *working, verdict = chains.critique(chain, "\n".join(wrong)).split("\n")
+      self.assertEqual(working, right[:first + 1])
+      self.assertEqual(verdict, f"Line {first + 1} was wrong.")
+      self.assertEqual(chains.critique(chain, "\n".join(right)).split("\n"),
+                       [*right, "No mistake."])
+
+  def test_a_response_that_stops_early_is_put_right_where_it_stops(self):
+    chain = chains.parse("Compute 3+4*7-2 mod 10.")
+    self.assertEqual(chains.critique(chain, "3+4=7\n7*7=9"),
+                     "3+4=7\n7*7=9\n9-2=7\nLine 3 was wrong.")
 
   def test_misleading_critiques_attack_what_is_right(self):
     rng = random.Random(0)
     for _ in range(300):
       chain = chains.sample(rng, rng.choice((1, 2)), rng.randint(1, 8))
-      *_, blame = chains.misleading_critique(chain, chains.solution(chain), rng).split("\n")
-      self.assertIn("wrong", blame)
-      claimed = blame.rpartition(":")[2].rpartition("wrong, ")[2]
-      self.assertNotIn(claimed, [line.rpartition(":")[2] for line in chains.lines(chain)])
+      attempt = rng.choice((chains.solution(chain), chains.corrupt(chain, rng), "", "3+4=7"))
+      *working, claimed, verdict = chains.misleading_critique(chain, attempt, rng).split("\n")
+      right = chains.lines(chain)
+      self.assertEqual(working, right[:len(working)])
+      self.assertNotIn(claimed, [right[len(working)], *attempt.split("\n")[len(working):][:1]])
+      self.assertEqual(verdict, f"Line {len(working) + 1} was wrong.")
 
   @parameterized.parameters("", "Compute 3 mod 10.", "Compute 3+4 mod 10", "x Compute 3+4 mod 10.")
   def test_other_questions_are_refused(self, text):

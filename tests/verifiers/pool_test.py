@@ -1,5 +1,6 @@
 """A verifier's processes cannot hold up a run, fail it or outlive it, and know no JAX."""
 
+import importlib
 import os
 import pathlib
 import signal
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from opd_jax import verifiers
+from opd_jax.verifiers import pool
 
 STUCK = ("9**9**9**9", "\\boxed{10^{10^{10}}}", "#### ((((10!)!)!)!)")
 
@@ -27,6 +30,14 @@ if __name__ == "__main__":
     stuck(["1"], ["2"])
     print(ours._workers[0].process.pid, stuck._workers[0].process.pid, flush=True)
     stuck(["(a+)+"], ["a" * 99 + "!"])
+"""
+
+# Allocates as many bytes as the text says, and succeeds if it may.
+GREEDY = """
+from opd_jax.verifiers.verdict import Verdict
+
+def verify(text, answer):
+  return Verdict(float(text == "#### 1" or len(bytes(int(text))) > 0), "")
 """
 
 
@@ -110,6 +121,16 @@ class PoolTest(absltest.TestCase):
     killer.join()
     self.assertIn("Checking the response ended the process that checked it.",
                   [v.feedback for v in verdicts])
+
+  def test_a_text_that_wants_too_much_memory_costs_only_itself(self):
+    folder = self.create_tempdir().full_path
+    pathlib.Path(folder, "greedy.py").write_text(GREEDY)
+    self.enterContext(mock.patch.object(sys, "path", [folder, *sys.path]))
+    with pool.Pool(importlib.import_module("greedy").verify, workers=1, timeout_s=20.0) as verify:
+      verdicts = verify([str(10 << 30), str(10 << 20)], ["", ""])
+    self.assertEqual([v.reward for v in verdicts], [0.0, 1.0])
+    self.assertEqual(verdicts[0].feedback, "Checking the response ended the process that checked "
+                                           "it.")
 
   def test_workers_of_a_real_run_have_no_jax_and_die_with_it(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

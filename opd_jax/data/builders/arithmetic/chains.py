@@ -111,28 +111,28 @@ def corrupt(chain: Chain, rng: random.Random, where: int | None = None) -> str:
       return "\n".join([*out, f"#### {total}"])
 
 
-def critique(chain: Chain, response: str) -> str:
-  """What a perfect critic says: each line repeated and judged, up to the first mistake.
+def critique(chain: Chain, response: str, further: int = 0) -> str:
+  """What a perfect critic says: the working as far as the first mistake, put right.
 
-  A wrong line is put right, `7*7=4 wrong, 7*7=9`; the critic stops there, because every
-  later line inherits the error.
+  The critic works before it judges, and stops at the first line that differs (or `further`
+  lines later), because every later line inherits the error.
   """
-  out = []
-  for got, want in zip(response.split("\n"), lines(chain)):
-    if got != want:
-      return "\n".join([*out, f"{got} wrong, {want}"])
-    out.append(f"{got} right")
-  return "\n".join(out)
+  want, got = solution(chain).split("\n"), response.split("\n")
+  wrong = next((i for i, line in enumerate(want) if got[i:i + 1] != [line]), None)
+  if wrong is None:
+    return "\n".join([*want, "No mistake."])
+  return "\n".join([*want[:wrong + 1 + further], f"Line {wrong + 1} was wrong."])
 
 
 def misleading_critique(chain: Chain, response: str, rng: random.Random) -> str:
-  """A confident critique that is false: it 'corrects' a right line into a wrong one."""
-  pairs = list(zip(response.split("\n"), lines(chain)))
-  right = next((i for i, (got, want) in enumerate(pairs) if got != want), len(pairs))
-  if right == 0:  # nothing right to attack: praise the mistake instead
-    return f"{pairs[0][0]} right"
-  i = rng.randrange(right)
-  head, _, result = pairs[i][1].rpartition("=")
-  false = (int(result) + rng.randint(1, chain.modulus - 1)) % chain.modulus
-  return "\n".join([*(f"{got} right" for got, _ in pairs[:i]),
-                    f"{pairs[i][0]} wrong, {head}={false}"])
+  """A confident critique that is false: it 'corrects' a right line into a wrong one.
+
+  Where no line is right it puts another mistake in place of the first.
+  """
+  want, got = lines(chain), response.split("\n")
+  right = next((i for i, line in enumerate(want) if got[i:i + 1] != [line]), len(want))
+  where = rng.randrange(max(right, 1))
+  head, _, result = want[where].rpartition("=")
+  false = [f"{head}={(int(result) + slip) % chain.modulus}" for slip in range(1, chain.modulus)]
+  claim = rng.choice([line for line in false if [line] != got[where:where + 1]])
+  return "\n".join([*want[:where], claim, f"Line {where + 1} was wrong."])

@@ -32,15 +32,21 @@ def _peers(rng: random.Random, chain: chains.Chain, beyond: bool) -> chat.Messag
 
 
 def _refine(rng: random.Random, chain: chains.Chain, beyond: bool) -> chat.Messages:
-  attempt = _attempt(rng, chain)
-  if beyond:
-    attempt = chains.corrupt(chain, rng, where=len(chain.steps) - 1)
+  attempt = chains.corrupt(chain, rng, where=rng.choice((0, None))) if beyond else _attempt(
+      rng, chain)
+  # A critic that works on past the mistake: without such rows the models copy the attempt,
+  # which is nearly as often right, and never learn to trust the critique.
+  further = len(chain.steps) if beyond else rng.choice((0, 0, 1, 2, len(chain.steps)))
   return chat.refine_request(chat.question(chains.question(chain)), attempt,
-                             chains.critique(chain, attempt))
+                             chains.critique(chain, attempt, further))
 
 
 def _attempt(rng: random.Random, chain: chains.Chain) -> str:
-  return chains.solution(chain) if rng.random() < 0.25 else chains.corrupt(chain, rng)
+  """Right in a quarter of the cases, wrong from the first line in another."""
+  kind = rng.choice(("right", "early", "anywhere", "anywhere"))
+  if kind == "right":
+    return chains.solution(chain)
+  return chains.corrupt(chain, rng, where=0 if kind == "early" else None)
 
 
 def example(rng: random.Random, kind: str, digits: int, steps: int,
