@@ -167,6 +167,11 @@ class ArithmeticTest(parameterized.TestCase):
         self.assertEqual(exact_match.verify(wrong, chains.answer(chain)).reward, 0.0)
         self.assertLen(wrong.split("\n"), steps + 1)
 
+  def test_a_mistake_that_cannot_matter_moves_elsewhere(self):
+    chain = chains.parse("Compute 3+4*5*2 mod 10.")
+    wrong = chains.corrupt(chain, random.Random(0), where=0)
+    self.assertEqual(exact_match.verify(wrong, chains.answer(chain)).reward, 0.0)
+
   def test_critiques_find_the_first_mistake_and_put_it_right(self):
     rng = random.Random(0)
     for _ in range(300):
