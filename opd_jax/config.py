@@ -100,10 +100,13 @@ def on_policy(**changes: Any) -> ConfigDict:
           signal="opd",              # what is learned at a token
           surrogate="score_function",  # or "forward_kl", "reverse_kl", "jsd": over the vocabulary
           beta=0.5,                  # of jsd
+          top_k=0,                   # K: over K tokens and a tail; 0: the whole vocabulary
+          top_of="student",          # or "teacher": whose K most likely tokens
+          tail="bucket",             # the other tokens: one "bucket", or dropped: "renormalize"
           aggregate="token_mean",    # or "sequence_mean", "sequence_sum"
           importance_cap=5.0,        # on p_now / p_sampler
           micro_batches=1,
-          logits_chunk=0,            # columns of T whose logits exist at a time; 0: all
+          logits_chunk=0,            # columns of T whose logits exist at a time; 0: by memory
       )),
   ), changes)
 
@@ -191,9 +194,9 @@ POSITIVE = (
     "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches", "batch.tokens", "batch.chunk")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "eval.every", "eval.temperature", "eval.top_k",
-    "eval.seed", "checkpoint.keep_best", "loss.logits_chunk", "optimizer.learning_rate",
-    "optimizer.warmup_steps", "optimizer.weight_decay", "student.drop_layers_every",
-    "teacher.drop_layers_every", "tokenizer_vocab")
+    "eval.seed", "checkpoint.keep_best", "loss.logits_chunk", "loss.top_k",
+    "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
+    "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "eval.ks", "batch.buckets")
 
 

@@ -1,4 +1,4 @@
-"""Accuracy over several samples a prompt."""
+"""Accuracy over several samples a prompt, and how much of a gap a student closes."""
 
 import numpy as np
 
@@ -20,3 +20,19 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def mean_at_k(rewards: np.ndarray) -> np.ndarray:
   """Mean reward of each prompt: [P, k] -> [P]."""
   return np.mean(rewards, axis=-1)
+
+
+def performance_gap_recovered(weak: float, student: float | np.ndarray,
+                              strong: float) -> float | np.ndarray:
+  """(student - weak) / (strong - weak): 0 is the weak teacher, 1 the strong ceiling.
+
+  Args:
+    weak, student, strong: the same score (gold reward, accuracy) of the three; student may be
+      an array, a curve over training.
+  Returns: the share of the gap that is closed; below 0 or above 1 if outside it.
+  Raises: ValueError if weak and strong score the same: there is no gap to recover.
+  Source: "Weak-to-Strong Generalization"; METHODS 6.
+  """
+  if strong == weak:
+    raise ValueError(f"weak and strong both score {weak}: there is no gap to recover")
+  return (student - weak) / (strong - weak)

@@ -19,11 +19,17 @@ def responses(mask: Array) -> Array:
   return jnp.sum(jnp.any(mask, axis=1), dtype=jnp.float32)
 
 
-def _row_sums(x: Array, mask: Array) -> Array:
+def row_sum(x: Array, mask: Array) -> Array:
+  """Sum over each response's real tokens: [B, T] -> [B], 0 for an empty row."""
   chex.assert_rank([x, mask], 2)
   chex.assert_equal_shape([x, mask])
   # where, not a product: what stands in padding may be NaN, and so would its gradient.
   return jnp.sum(jnp.where(mask, x, 0.0), axis=1)
+
+
+def row_mean(x: Array, mask: Array) -> Array:
+  """Mean over each response's real tokens: [B, T] -> [B], 0 for an empty row."""
+  return row_sum(x, mask) / jnp.maximum(jnp.sum(mask, axis=1), 1)
 
 
 def token_mean(x: Array, mask: Array) -> Array:
@@ -34,8 +40,9 @@ def token_mean(x: Array, mask: Array) -> Array:
     mask: bool[B, T], true for real tokens.
   Returns: f32[], in the unit of x; 0 if there is no real token.
   Raises: AssertionError at trace time if shapes differ or are not [B, T].
+  Source: METHODS 1, aggregation.
   """
-  return jnp.sum(_row_sums(x, mask)) / jnp.maximum(tokens(mask), 1.0)
+  return jnp.sum(row_sum(x, mask)) / jnp.maximum(tokens(mask), 1.0)
 
 
 def sequence_mean(x: Array, mask: Array) -> Array:
@@ -43,8 +50,7 @@ def sequence_mean(x: Array, mask: Array) -> Array:
 
   Args and Raises as `token_mean`. Empty rows leave the denominator.
   """
-  length = jnp.maximum(jnp.sum(mask, axis=1), 1)
-  return jnp.sum(_row_sums(x, mask) / length) / jnp.maximum(responses(mask), 1.0)
+  return jnp.sum(row_mean(x, mask)) / jnp.maximum(responses(mask), 1.0)
 
 
 def sequence_sum(x: Array, mask: Array) -> Array:
@@ -52,7 +58,7 @@ def sequence_sum(x: Array, mask: Array) -> Array:
 
   Args and Raises as `token_mean`. Empty rows leave the denominator.
   """
-  return jnp.sum(_row_sums(x, mask)) / jnp.maximum(responses(mask), 1.0)
+  return jnp.sum(row_sum(x, mask)) / jnp.maximum(responses(mask), 1.0)
 
 
 AGGREGATES = {"token_mean": token_mean, "sequence_mean": sequence_mean,

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 from jax import Array
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -16,7 +15,7 @@ from opd_jax import keys, preemption, progress, sharding, train_state, verifiers
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, loader
 from opd_jax.data import tokenizer as tokenizers
-from opd_jax.losses import masked
+from opd_jax.losses import masked, supervised
 from opd_jax.models import hf
 from opd_jax.pipelines import evaluation
 from opd_jax.pipelines import policy as policies
@@ -136,5 +135,5 @@ def loss(model: Any, config: ml_collections.ConfigDict, params: Any, batch: Batc
          constants: None) -> tuple[Array, dict[str, Array]]:
   """Cross-entropy of the responses."""
   logprobs, entropy = scorer.logprobs(model, params, batch, config.logits_chunk)
-  total = masked.AGGREGATES[config.aggregate](-logprobs, batch.learn)
-  return total, {"student/entropy": masked.token_mean(entropy, batch.learn)}
+  total, metrics = supervised.sft(logprobs, batch.learn, masked.AGGREGATES[config.aggregate])
+  return total, {**metrics, "student/entropy": masked.token_mean(entropy, batch.learn)}

@@ -3,7 +3,8 @@
     surrogate(logprobs, signal * weight, mask)
 
 The sampled form learns from the tokens drawn; the distribution-level forms (forward KL,
-reverse KL, JSD) compare the two models over the whole vocabulary at the same states.
+reverse KL, JSD) compare the two models at the same states, over the whole vocabulary or over
+the most likely tokens and a tail.
 """
 
 import functools
@@ -16,8 +17,7 @@ import ml_collections
 
 from opd_jax import keys
 from opd_jax.data import tokenizer as tokenizers
-from opd_jax.losses import divergences, masked, policy_gradient, signals, weights
-from opd_jax.models import build as models
+from opd_jax.losses import divergences, fused, masked, policy_gradient, signals, weights
 from opd_jax.pipelines import on_policy
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import scorer
@@ -25,10 +25,7 @@ from opd_jax.rollouts.batch import Batch
 from opd_jax.teachers import params as teacher_params
 
 SIGNALS = {"opd": signals.opd}
-DIVERGENCES = {"forward_kl": lambda beta: divergences.forward_kl,
-               "reverse_kl": lambda beta: divergences.reverse_kl,
-               "jsd": lambda beta: functools.partial(divergences.jsd, beta=beta)}
-SURROGATES = ("score_function", *DIVERGENCES)
+SURROGATES = ("score_function", *divergences.KINDS)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -44,14 +41,18 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
                           mesh)
   policies.check_lengths(teacher, "teacher", config.rollout)
   notices = tokenizers.check_same(student.tokenizer, teacher.tokenizer)
+  check_divergence(config.loss, min(student.model.config.vocab_size,
+                                    teacher.model.config.vocab_size))
   whose = teacher_params.frozen(teacher.params)
+  # In the teacher's compute dtype, as it is used: nothing trains it.
+  head = jax.jit(lambda params: scorer.head(teacher.model, params).astype(teacher.model.dtype))
   ask = jax.jit(functools.partial(score, teacher.model, config.loss))
   gap = jax.jit(functools.partial(reverse_kl, student.model, teacher.model,
                                   config.loss.logits_chunk))
   return on_policy.Method(
       formula=formula(config.loss), notices=notices, teacher=teacher,
       score=lambda state, batch: ask(whose(state), batch),
-      constants=lambda state: models.head(whose(state), teacher.model.config),
+      constants=lambda state: head(whose(state)),
       loss=functools.partial(loss, student.model, config.loss),
       reverse_kl=lambda params, batch: gap(params, teacher.params, batch),
   )
@@ -65,6 +66,18 @@ def check_names(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"loss.{key} is {config[key]!r}; it must be one of {', '.join(known)}")
 
 
+def check_divergence(config: ml_collections.ConfigDict, vocabulary: int) -> None:
+  """Refuses settings of the distribution-level losses that have no meaning, or no effect."""
+  if config.surrogate in divergences.KINDS:
+    divergences.check_kind(config.surrogate, config.beta)
+    fused.check_top(config.top_k, config.top_of, config.tail, vocabulary)
+  elif config.top_k:
+    raise ValueError(
+        f"loss.top_k is {config.top_k}, but loss.surrogate={config.surrogate!r} learns from "
+        "sampled tokens alone; set loss.top_k=0 or another loss.surrogate: "
+        + ", ".join(divergences.KINDS))
+
+
 def formula(config: ml_collections.ConfigDict) -> str:
   """The objective in force, as one line of text."""
   if config.surrogate == "score_function":
@@ -72,7 +85,9 @@ def formula(config: ml_collections.ConfigDict) -> str:
             f"w = min(p / mu, {config.importance_cap:g})")
   names = {"forward_kl": "KL(q || p)", "reverse_kl": "KL(p || q)",
            "jsd": f"JSD_{config.beta:g}(q, p)"}
-  return f"loss = {config.aggregate}({names[config.surrogate]} over the vocabulary, w = 1)"
+  tokens = (f"the {config.top_of}'s top {config.top_k} tokens, tail {config.tail}" if config.top_k
+            else "the vocabulary")
+  return f"loss = {config.aggregate}({names[config.surrogate]} over {tokens}, w = 1)"
 
 
 def score(teacher: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch) -> Batch:
@@ -84,7 +99,7 @@ def score(teacher: Any, config: ml_collections.ConfigDict, params: Any, batch: B
   states = scorer.hidden(teacher, params, batch)
   logprobs, _ = scorer.token_logprobs(teacher, params, states, batch.response, config.logits_chunk)
   batch = batch.replace(teacher_logprobs=logprobs, learn=batch.mask & jnp.isfinite(logprobs))
-  return batch.replace(teacher_hidden=states) if config.surrogate in DIVERGENCES else batch
+  return batch.replace(teacher_hidden=states) if config.surrogate in divergences.KINDS else batch
 
 
 def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
@@ -98,11 +113,12 @@ def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Ba
   now, teacher = jax.lax.stop_gradient(blank(logprobs)), blank(batch.teacher_logprobs)
   importance = weights.truncated_importance(now, blank(batch.sampler_logprobs),
                                             config.importance_cap)
-  if config.surrogate in DIVERGENCES:
-    values = scorer.divergence(
-        DIVERGENCES[config.surrogate](config.beta), states, models.head(params, student.config),
-        batch.teacher_hidden, teacher_head, config.logits_chunk)
-    total, metrics = aggregate(values, mask), {}
+  if config.surrogate in divergences.KINDS:
+    total, values = fused.fused_divergence(
+        states, scorer.head(student, params), batch.teacher_hidden, teacher_head, mask,
+        config.surrogate, config.beta, aggregate=aggregate, top_k=config.top_k,
+        top_of=config.top_of, tail=config.tail, columns=config.logits_chunk)
+    metrics = {"loss/divergence": masked.token_mean(values, mask)}
   else:
     total, metrics = policy_gradient.score_function_loss(
         logprobs, SIGNALS[config.signal](now, teacher), mask, importance, aggregate)
@@ -136,5 +152,5 @@ def reverse_kl(student: Any, teacher: Any, chunk: int, student_params: Any, teac
   """Exact KL(student || teacher) over the vocabulary at every response token, f32[B, T]."""
   sides = []
   for model, params in ((student, student_params), (teacher, teacher_params)):
-    sides += [scorer.hidden(model, params, batch), models.head(params, model.config)]
-  return scorer.divergence(divergences.reverse_kl, *sides, chunk)
+    sides += [scorer.hidden(model, params, batch), scorer.head(model, params)]
+  return fused.fused_divergence(*sides, batch.mask, "reverse_kl", columns=chunk)[1]

@@ -118,6 +118,21 @@ class SurrogateTest(parameterized.TestCase):
   def test_every_surrogate_runs_and_says_its_formula(self, surrogate):
     run(tiny(loss=dict(surrogate=surrogate), total_steps=2), self.create_tempdir().full_path)
 
+  @parameterized.parameters(
+      ("forward_kl", "teacher", "bucket"), ("reverse_kl", "student", "bucket"),
+      ("jsd", "student", "renormalize"))
+  def test_every_divergence_runs_on_the_most_likely_tokens(self, surrogate, top_of, tail):
+    config = tiny(loss=dict(surrogate=surrogate, top_k=8, top_of=top_of, tail=tail), total_steps=2)
+    run(config, self.create_tempdir().full_path)
+
+  def test_all_tokens_as_the_most_likely_ones_are_the_whole_vocabulary(self):
+    results = []
+    for top_k in (0, 320):
+      workdir = self.create_tempdir().full_path
+      run(tiny(loss=dict(top_k=top_k), total_steps=1), workdir)
+      results.append(losses(workdir)[1])
+    self.assertAlmostEqual(*results, delta=1e-3)
+
   def test_micro_batches_and_chunks_change_nothing(self):
     results = []
     for micro, chunk in ((1, 0), (2, 5), (4, 24)):
@@ -149,11 +164,18 @@ class BadInputTest(parameterized.TestCase):
   def test_names_that_do_not_exist(self):
     self.assert_refused("one of opd", tiny(loss=dict(signal="opdd")))
     self.assert_refused("score_function, forward_kl", tiny(loss=dict(surrogate="kl")))
+    self.assert_refused("'student' or 'teacher'", tiny(loss=dict(top_k=4, top_of="both")))
+    self.assert_refused("'bucket' or 'renormalize'", tiny(loss=dict(top_k=4, tail="cut")))
     self.assert_refused("unknown model source 'tiny:stud'.*student", tiny(
         student=dict(source="tiny:stud")))
     self.assert_refused("unknown model source 'student'", tiny(student=dict(source="student")))
     self.assert_refused("exact_match", tiny(verifier=dict(name="exact")))
     self.assert_refused("writers", tiny(writers=("json",)))
+
+  def test_a_top_k_without_tokens_or_effect(self):
+    self.assert_refused("top_k is 321.*320 tokens", tiny(loss=dict(top_k=321)))
+    self.assert_refused("sampled tokens alone", tiny(loss=dict(
+        surrogate="score_function", top_k=4)))
 
   def test_teacher_of_another_tokenizer(self):
     folder = self.create_tempdir().full_path

@@ -49,7 +49,7 @@ class SamplerTest(parameterized.TestCase):
   def test_cached_greedy_decoding_equals_the_full_forward(self):
     batch = self.rollout(sampling=Sampling(temperature=0.0))
     states = scorer.hidden(MODEL, PARAMS, batch)
-    greedy = jnp.argmax(scorer.logits(MODEL, PARAMS, states), axis=-1)
+    greedy = jnp.argmax(MODEL.apply({"params": PARAMS}, states, method="logits"), axis=-1)
     np.testing.assert_array_equal(np.where(batch.mask, batch.response, 0),
                                   np.where(batch.mask, greedy, 0))
 
@@ -155,7 +155,7 @@ class ScorerTest(parameterized.TestCase):
   def test_topk_are_the_largest_logprobs(self):
     ids, logprobs = scorer.topk_logprobs(MODEL, PARAMS, self.batch, 5)
     states = scorer.hidden(MODEL, PARAMS, self.batch)
-    full = np.asarray(jax.nn.log_softmax(scorer.logits(MODEL, PARAMS, states)))
+    full = np.asarray(jax.nn.log_softmax(MODEL.apply({"params": PARAMS}, states, method="logits")))
     np.testing.assert_allclose(logprobs, -np.sort(-full, axis=-1)[..., :5], atol=1e-5)
     np.testing.assert_allclose(logprobs, np.take_along_axis(full, np.asarray(ids), -1), atol=1e-5)
 

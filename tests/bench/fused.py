@@ -1,0 +1,161 @@
+"""Memory and time of the fused divergence against the naive one, forward and backward.
+
+    python tests/bench/fused.py            # V=151,936, D=1024, T=1024 and 4096; minutes
+    python tests/bench/fused.py --quick    # small, to try the script; asserts nothing
+
+Naive is the plain kernel on whole [1, T, V] logits. Hidden states and the teacher's head are
+bfloat16; the student's head is the float32 master that the optimizer keeps, so its gradient
+is float32. Every case runs in its own process. Memory is XLA's temporary memory, beyond
+arguments and results, and how far the process's resident peak rose above what it held before,
+results again left out. A form is compiled everywhere but run only where its memory fits. Exits
+with 1 if a goal is missed: at most 5% of the naive memory at T=4096, at most 1.1 times its time
+where it runs.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+from opd_jax.losses import divergences, fused, masked
+
+MEMORY_GOAL, TIME_GOAL = 0.05, 1.1
+SIZES = {"full": (151_936, 1024, (1024, 4096)), "quick": (16_384, 256, (256, 1024))}
+REPEATS = 3
+WIDE = 8192  # of the square product whose speed counts as the peak
+
+
+def naive(student, head, teacher, teacher_head, mask, kind):
+  """The plain kernel on whole logits."""
+  logits = lambda hidden, head: jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype),
+                                           preferred_element_type=jnp.float32)
+  values = divergences.DIVERGENCES[kind](logits(student, head), logits(teacher, teacher_head))
+  return masked.token_mean(values, mask)
+
+
+def chunked(student, head, teacher, teacher_head, mask, kind):
+  """The same by `fused`, with its own choice of chunks."""
+  return fused.fused_divergence(student, head, teacher, teacher_head, mask, kind)[0]
+
+
+FORMS = {"naive": naive, "fused": chunked}
+
+
+def operands(length: int, vocabulary: int, width: int) -> list[jax.Array]:
+  """Random states and heads whose logits have a standard deviation of about one."""
+  shapes = ((1, length, width), (width, vocabulary)) * 2
+  keys = jax.random.split(jax.random.key(0), 4)
+  arrays = [jax.random.normal(key, shape, jnp.bfloat16) / width ** (0.5 * (len(shape) == 2))
+            for key, shape in zip(keys, shapes)]
+  arrays[1] = arrays[1].astype(jnp.float32)
+  return [*arrays, jnp.ones((1, length), bool)]
+
+
+def seconds(function, *arguments) -> float:
+  """The fastest of a few calls, after one to warm up."""
+  jax.block_until_ready(function(*arguments))
+  taken = []
+  for _ in range(REPEATS):
+    start = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    taken.append(time.perf_counter() - start)
+  return min(taken)
+
+
+def read_bytes(file: str, name: str) -> int:
+  """A field of a file in /proc that counts in kB."""
+  lines = pathlib.Path("/proc", file).read_text().splitlines()
+  return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def available() -> int:
+  """Bytes that XLA's temporaries may take without thrashing, of the device or the machine."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats:
+    return stats["bytes_limit"] - stats["bytes_in_use"]
+  return read_bytes("meminfo", "MemAvailable") // 2  # matrix libraries pack copies of their own
+
+
+def measure(form: str, kind: str, length: int, vocabulary: int, width: int) -> dict:
+  """One case: bytes from the compiler, then bytes and seconds from running it if it fits."""
+  arrays = operands(length, vocabulary, width)
+  step = jax.jit(jax.value_and_grad(
+      lambda *x: FORMS[form](*x, kind), argnums=(0, 1))).lower(*arrays).compile()
+  memory = step.memory_analysis()
+  found = dict(temp=memory.temp_size_in_bytes, peak=None, seconds=None, matmul=None)
+  if memory.temp_size_in_bytes + memory.output_size_in_bytes > available():
+    return found
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+  before = read_bytes("self/status", "VmRSS")
+  jax.block_until_ready(step(*arrays))
+  found["peak"] = read_bytes("self/status", "VmHWM") - before - memory.output_size_in_bytes
+  found["seconds"] = seconds(step, *arrays)
+  if jax.default_backend() == "gpu":
+    square = jnp.ones((WIDE, WIDE), jnp.bfloat16)
+    found["matmul"] = 2 * WIDE**3 / seconds(jax.jit(jnp.matmul), square, square)
+  return found
+
+
+def in_own_process(*case) -> dict:
+  """`measure`, where nothing else has raised the resident peak."""
+  child = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)],
+                         stdout=subprocess.PIPE, text=True, check=True)
+  return json.loads(child.stdout.splitlines()[-1])
+
+
+def row(kind: str, length: int, form: str, found: dict, base: dict, flops: float) -> str:
+  """One line of the table; GB are 10^9 bytes."""
+  show = lambda x, unit=1e9: "does not fit" if x is None else f"{x / unit:.3g}"
+  ratio = lambda name: ("" if found[name] is None or base[name] is None
+                        else f"{found[name] / base[name]:.3f}")
+  cells = [kind, f"{length}", form, show(found["temp"]), ratio("temp"), show(found["peak"]),
+           ratio("peak"), show(found["seconds"], 1), ratio("seconds"), "", ""]
+  if found["seconds"]:
+    cells[-2] = f"{flops / found['seconds'] / 1e12:.3g}"
+  if found["matmul"]:
+    cells[-1] = f"{flops / found['seconds'] / found['matmul']:.2f}"
+  return "| " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--quick", action="store_true")
+  parser.add_argument("--kinds", nargs="+", choices=divergences.KINDS, default=["reverse_kl"])
+  parser.add_argument("--case", type=json.loads, help="for the script's own children")
+  options = parser.parse_args()
+  if options.case:
+    print(json.dumps(measure(*options.case)))
+    return 0
+
+  vocabulary, width, lengths = SIZES["quick" if options.quick else "full"]
+  print(f"V={vocabulary}, D={width}, B=1, forward + backward; GB and s, ratios to naive\n")
+  print("| divergence | T | form | XLA temp GB | ratio | process peak GB | ratio | s | ratio | "
+        "TFLOP/s | of matmul peak (GPU) |\n" + 11 * "|---" + "|")
+  missed = []
+  for kind in options.kinds:
+    for length in lengths:
+      found = {form: in_own_process(form, kind, length, vocabulary, width) for form in FORMS}
+      base, ours = found["naive"], found["fused"]
+      flops = 4 * 2 * length * width * vocabulary  # two readouts, two gradients of one of them
+      for form in FORMS:
+        print(row(kind, length, form, found[form], base, flops), flush=True)
+      if length == max(lengths) and ours["temp"] > MEMORY_GOAL * base["temp"]:
+        missed.append(f"memory of {kind}, T={length}: {ours['temp'] / base['temp']:.3f} of naive")
+      if base["seconds"] and ours["seconds"] > TIME_GOAL * base["seconds"]:
+        missed.append(
+            f"time of {kind}, T={length}: {ours['seconds'] / base['seconds']:.2f} x naive")
+  if options.quick:
+    return 0
+  print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or
+                f"goals met: memory <= {MEMORY_GOAL:.0%} at T={max(lengths)}, "
+                f"time <= {TIME_GOAL} x naive where naive fits"))
+  return bool(missed)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
