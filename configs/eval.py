@@ -5,13 +5,32 @@
 
 Accuracy as mean@8 and pass@8 at temperature 1 (greedy: --config.eval.temperature=0), and
 the exact reverse KL to a teacher if one is named (--config.teacher.source=tiny:teacher).
+
+    python -m opd_jax.main --config=configs/eval.py:gsm8k --workdir=runs/eval_gsm8k \
+      --config.student.source=workdir:runs/gsm8k_quick
+
+asks what configs/gsm8k_smollm2.py:quick asks, of any model. For its full form add
+--config.rollout.max_prompt=256 --config.rollout.max_response=256. Rows of another JSONL
+file: --config.data.builder_kw.train=FILE and .test=FILE.
 """
+
+import pathlib
+import runpy
 
 from opd_jax import config as configs
 
 
 def get_config(arg=""):
-  smoke = configs.form(arg, "", "smoke") == "smoke"
+  form = configs.form(arg, "", "smoke", "gsm8k")
+  if form == "gsm8k":
+    file = pathlib.Path(__file__).with_name("gsm8k_smollm2.py")
+    run = runpy.run_path(str(file))["get_config"]("quick").to_dict()
+    return configs.evaluate(
+        student=dict(source="workdir:runs/gsm8k_quick"),
+        teacher=dict(source=run["teacher"]["source"]),
+        loss=dict(logits_chunk=run["loss"]["logits_chunk"]),
+        **{section: run[section] for section in ("data", "rollout", "verifier", "eval")})
+  smoke = form == "smoke"
   return configs.evaluate(
       student=dict(source="tiny:student"),
       teacher=dict(source="tiny:teacher"),

@@ -45,6 +45,6 @@ def get_config(arg=""):
       verifier=dict(name="exact_match"),
       eval=dict(prompts=4 if form == "smoke" else 64, batch=4 if form == "smoke" else 16,
                 samples=1, ks=(1,), every=0 if small else 100),
-      checkpoint=dict(every=100, best_metric="eval/mean@1"),
+      checkpoint=dict(every=100, best_metric="eval/reverse_kl", best_mode="min"),
       log_every=1 if small else 10,
   )

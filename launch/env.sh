@@ -47,9 +47,13 @@ pip_install() {
   }
 }
 
-# Install again only when what is asked for has changed.
-stamp=$(cat setup.py constraints.txt launch/env.sh <(echo "${EXTRAS:-}") | sha256sum | cut -d' ' -f1)
-if ! grep -qs "$stamp" .venv/installed; then
+# Install again only when what is asked for has changed. .venv/installed has a line for each set
+# of extras installed under these very versions; those of other versions no longer hold.
+versions=$(cat setup.py constraints.txt launch/env.sh | sha256sum | cut -d' ' -f1)
+stamp="$versions ${EXTRAS:-}"
+if ! grep -qsxF "$stamp" .venv/installed; then
+  still=$(grep -sF "$versions" .venv/installed || true)
+  echo "$still" > .venv/installed
   echo "installing opd_jax${EXTRAS:+[$EXTRAS]} into .venv (about a minute, 1.3 GB)"
   pip_install --editable ".${EXTRAS:+[$EXTRAS]}"
   case ",${EXTRAS:-}," in

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 def _policy(source: str) -> ConfigDict:
   return ConfigDict(dict(
-      source=source,         # "tiny:NAME", "hf:FOLDER", "workdir:FOLDER", "random:NAME", "smollm2"
+      source=source,         # "tiny:NAME", "hf:DIR", "workdir:DIR[@best]", "random:NAME", "smollm2"
       tokenizer="",          # folder with tokenizer.json; "": the source's own
       chat_template="",      # Jinja text or file; "": the tokenizer's own
       drop_layers_every=0,   # n: leave out every n-th layer
@@ -83,8 +83,9 @@ def _training() -> dict[str, Any]:
       checkpoint=ConfigDict(dict(
           every=50,                  # steps; also at the end and on SIGTERM
           keep_last=2,
-          keep_best=1,               # 0: none
-          best_metric="eval/mean@8", # greatest is best
+          keep_best=1,               # of those saved at an evaluation; 0: none
+          best_metric="eval/mean@8", # or "eval/reverse_kl" or another measure of the evaluation
+          best_mode="max",           # or "min": which end of best_metric is best
       )),
       export=True,                              # the student as a Hugging Face folder at the end
   )
@@ -223,11 +224,8 @@ def validate(config: ConfigDict) -> None:
                      f"rollout.max_prompt = {config.rollout.max_prompt}, which is always one")
   if config.pipeline == "opd":
     _check_sampling(config)
-    rows = config.rollout.prompts * config.rollout.group_size
-    if rows % config.loss.micro_batches:
-      raise ValueError(
-          f"rollout.prompts x rollout.group_size = {rows} rows cannot be spread over "
-          f"loss.micro_batches = {config.loss.micro_batches} equal parts")
+  if "checkpoint" in config and config.checkpoint.keep_best:
+    _check_best(config)
 
 
 def _check(config: ConfigDict, key: str, good: Callable[[Any], bool], wanted: str) -> None:
@@ -238,6 +236,18 @@ def _check(config: ConfigDict, key: str, good: Callable[[Any], bool], wanted: st
     config = config[section]
   if name in config and not good(config[name]):
     raise ValueError(f"{key} is {config[name]!r}; it must be {wanted}")
+
+
+def _check_best(config: ConfigDict) -> None:
+  section, samples, ks = config.checkpoint, config.eval.samples, config.eval.ks
+  known = [f"mean@{samples}", *(f"pass@{k}" for k in ks), "length", "truncated"]
+  known = ["eval/" + name for name in known + ["reverse_kl"] * ("teacher" in config)]
+  if section.best_metric not in known:
+    raise ValueError(
+        f"checkpoint.best_metric is {section.best_metric!r}; with eval.samples={samples} and "
+        f"eval.ks={ks} it must be one of {', '.join(known)} (or set checkpoint.keep_best=0)")
+  if section.best_mode not in ("max", "min"):
+    raise ValueError(f"checkpoint.best_mode is {section.best_mode!r}; it must be 'max' or 'min'")
 
 
 def _check_sampling(config: ConfigDict) -> None:

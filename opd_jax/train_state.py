@@ -89,17 +89,21 @@ def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.Gradient
 
 
 def make_train_step(loss_fn: Callable[[Any, Any, Any], tuple[Array, dict[str, Array]]],
+                    describe: Callable[[Any, dict[str, Array]], dict[str, Array]],
                     optimizer: optax.GradientTransformation, count: Callable[[Array], Array],
                     micro_batches: int, ema_rate: float) -> Callable[..., Any]:
   """One update on a batch, in equal micro-batches that together give the whole batch's loss.
 
-  A loss is a sum over a count (of tokens, or of responses). Each micro-batch's loss and
-  metrics enter with its share of that count, so their number changes memory and nothing
-  else.
+  A loss is a sum over a count (of tokens, or of responses). Each micro-batch's loss enters
+  with its share of that count. Metrics have denominators of their own, or none (a maximum):
+  they are computed once, from the columns of the whole batch. So the number of
+  micro-batches changes memory and nothing else.
 
   Args:
-    loss_fn: (params, batch, constants) -> (mean over the batch's own count, metrics);
-      constants are arrays that every micro-batch needs whole, such as a teacher's head.
+    loss_fn: (params, batch, constants) -> (mean over the batch's own count, columns);
+      constants are arrays that every micro-batch needs whole, such as a teacher's head;
+      columns are the [B, ...] arrays that `describe` wants.
+    describe: (batch, columns) -> metrics, scalars.
     optimizer: from `make_optimizer`.
     count: mask [B, T] -> the loss's denominator, f32[].
     micro_batches: how many; divides B.
@@ -107,30 +111,31 @@ def make_train_step(loss_fn: Callable[[Any, Any, Any], tuple[Array, dict[str, Ar
   Returns: (state, batch, constants) -> (state, metrics), to be jitted by `jit_train_step`.
   """
   def gradients(params, batch, constants):
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, constants)
-    return {"loss/total": loss, **metrics}, grads
+    (loss, columns), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, constants)
+    return (loss, grads), columns
 
   def accumulated(params, batch, constants):
     total = jnp.maximum(count(batch.learn), 1.0)
 
     def body(carry, micro):
       share = count(micro.learn) / total
-      new = gradients(params, micro, constants)
-      return jax.tree.map(lambda old, x: old + share * x, carry, new), None
+      new, columns = gradients(params, micro, constants)
+      return jax.tree.map(lambda old, x: old + share * x, carry, new), columns
 
     micros = batches.split(batch, micro_batches)
-    shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], micros), constants)
+    shapes, _ = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], micros), constants)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(body, zero, micros)[0]
+    sums, columns = jax.lax.scan(body, zero, micros)
+    return sums, batches.join(columns)
 
   def train_step(state, batch, constants):
     compute = gradients if micro_batches == 1 else accumulated
-    metrics, grads = compute(state.params, batch, constants)
+    (loss, grads), columns = compute(state.params, batch, constants)
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(metrics["loss/total"]) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     learn = finite & (count(batch.learn) > 0)
     state = apply_gradients(state, grads, optimizer, learn, ema_rate)
-    return state, {**metrics, "update/gradient_norm": norm,
+    return state, {"loss/total": loss, **describe(batch, columns), "update/gradient_norm": norm,
                    "update/skipped": 1.0 - learn.astype(jnp.float32)}
 
   return train_step

@@ -1,8 +1,10 @@
 """Metrics to the log, to metrics.jsonl, and to TensorBoard or W&B. None is computed here."""
 
 import json
+import math
 import pathlib
 from typing import Any
+import uuid
 
 import ml_collections
 
@@ -44,12 +46,17 @@ class Writer:
       self._wandb = _wandb(workdir, config)
 
   def write(self, step: int, metrics: dict[str, Any]) -> None:
-    """Writes metrics after `step` updates; names are `section/name`."""
+    """Writes metrics after `step` updates; names are `section/name`.
+
+    JSON knows no NaN and no infinity: metrics.jsonl has null, TensorBoard no point.
+    """
     metrics = {name: float(value) for name, value in metrics.items()}
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     if self._jsonl:
-      self._jsonl.write(json.dumps({"step": step, **metrics}) + "\n")
+      line = {"step": step, **{name: finite.get(name) for name in metrics}}
+      self._jsonl.write(json.dumps(line, allow_nan=False) + "\n")
     if self._tensorboard:
-      for name, value in metrics.items():
+      for name, value in finite.items():
         self._tensorboard.add_scalar(name, value, step)
       self._tensorboard.flush()
     if self._wandb:
@@ -75,14 +82,22 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
 
 def read(workdir: str) -> list[dict[str, float]]:
-  """What a run has written so far, one dict a line, "step" among its keys."""
-  return [json.loads(line) for line in read_lines(pathlib.Path(workdir) / "metrics.jsonl")]
+  """What a run has written so far, one dict a line, "step" among its keys; null is NaN."""
+  lines = map(json.loads, read_lines(pathlib.Path(workdir) / "metrics.jsonl"))
+  return [{name: math.nan if value is None else value for name, value in line.items()}
+          for line in lines]
 
 
 def _wandb(workdir: str, config: ml_collections.ConfigDict) -> Any:
   try:
     import wandb
   except ImportError as error:
-    raise ValueError("writers names 'wandb', which is not installed: pip install 'opd_jax[wandb]'"
-                     ) from error
-  return wandb.init(dir=workdir, config=config.to_dict(), resume="allow")
+    raise ValueError("writers names 'wandb', which is not installed; install it with "
+                     "EXTRAS=wandb bash launch/env.sh") from error
+  # The id stays with the workdir, so a resumed run goes on in its own W&B run. The steps it
+  # repeats have the values they had; W&B keeps the first.
+  kept = pathlib.Path(workdir) / "wandb_id"
+  if not kept.is_file():
+    kept.write_text(uuid.uuid4().hex[:12])
+  return wandb.init(dir=workdir, id=kept.read_text(), resume="allow", config=config.to_dict(),
+                    allow_val_change=True)  # total_steps, for one, may grow

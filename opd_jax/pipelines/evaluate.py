@@ -7,7 +7,6 @@ import jax
 import ml_collections
 
 from opd_jax import keys, progress, sharding, verifiers
-from opd_jax.data import tokenizer as tokenizers
 from opd_jax.pipelines import evaluation, opd
 from opd_jax.pipelines import policy as policies
 from opd_jax.writer import Writer
@@ -16,6 +15,7 @@ from opd_jax.writer import Writer
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates `config.student`, a Hugging Face folder or one of our workdirs."""
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
   root = keys.root(config.seed)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
@@ -24,7 +24,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     gap = None
     if config.teacher.source:
       teacher = policies.load(config.teacher, config.model, keys.at(root, "init", 1), mesh)
-      for line in tokenizers.check_same(student.tokenizer, teacher.tokenizer):
+      student, teacher, notices = policies.match(student, teacher)
+      for line in notices:
         progress.note(line)
       exact = jax.jit(functools.partial(opd.reverse_kl, student.model, teacher.model,
                                         config.loss.logits_chunk))

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import sharding
+from opd_jax import progress, sharding
 from opd_jax.data import builders, loader
 from opd_jax.evals import run as evals
 from opd_jax.pipelines import policy as policies
@@ -31,10 +31,13 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
     workdir: each call leaves `eval/<name>.json` (metrics and records) and a readable
       `samples/<name>.txt` there.
     reverse_kl: (params, rollout) -> KL(student, teacher) per token, if there is a teacher.
-  Returns: (params, name) -> metrics.
+  Returns: (params, name) -> metrics; "dropped" is among them if over-long prompts were.
   """
   section, rollout = config.eval, config.rollout
-  rows = read_rows(config, policy)
+  rows, dropped = read_rows(config, policy)
+  if dropped:
+    progress.note(f"evaluation leaves out {dropped} prompts of {config.data.eval_split!r} that are "
+                  f"longer than rollout.max_prompt={rollout.max_prompt} tokens, and takes the next")
   sample = policies.make_sampler(
       policy.model, policy.tokenizer, rollout.max_response,
       Sampling(section.temperature, section.top_k, section.top_p))
@@ -44,14 +47,19 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
     metrics, records = evals.evaluate(
         section, rows, params, lambda p, b, k: sample(p, jax.device_put(b, on_mesh), k),
         policy.tokenizer, verify, policies.buckets(rollout), reverse_kl)
+    if dropped:  # otherwise a column of zeros in every table
+      metrics["dropped"] = float(dropped)
     write(pathlib.Path(workdir), name, metrics, rows, records)
     return metrics
 
   return evaluate
 
 
-def read_rows(config: ml_collections.ConfigDict, policy: policies.Policy) -> list[dict[str, Any]]:
+def read_rows(config: ml_collections.ConfigDict,
+              policy: policies.Policy) -> tuple[list[dict[str, Any]], int]:
   """The first `eval.prompts` rows of the evaluation split whose prompts fit.
+
+  Returns: the rows, and how many among them were too long and left out.
 
   Raises: ValueError if the split has too few of them.
   """
@@ -63,7 +71,7 @@ def read_rows(config: ml_collections.ConfigDict, policy: policies.Policy) -> lis
     if len(row["prompt_ids"]) <= config.rollout.max_prompt:
       rows.append(row)
     if len(rows) == config.eval.prompts:
-      return rows
+      return rows, i + 1 - len(rows)
   raise ValueError(f"the split {config.data.eval_split!r} has {len(rows)} prompts of at most "
                    f"rollout.max_prompt={config.rollout.max_prompt} tokens (of {len(source)} "
                    f"rows), eval.prompts asks for {config.eval.prompts}")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import pathlib
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import Array
 import ml_collections
 import numpy as np
 
-from opd_jax import keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax import compilations, keys, preemption, progress, sharding, train_state, verifiers
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, loader
 from opd_jax.data import tokenizer as tokenizers
@@ -31,6 +32,10 @@ TOKENIZER_ROWS = 2000
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Fits `config.student` to the responses of `config.data`; resumes if it can."""
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  for size in config.batch.buckets:
+    policies.check_rows(f"batch.tokens // bucket = {config.batch.tokens} // {size}",
+                        loader.rows_in(size, config.batch.tokens), mesh, config.loss.micro_batches)
+  policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
   root = keys.root(config.seed)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
@@ -46,18 +51,18 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     optimizer = train_state.make_optimizer(config.optimizer, config.total_steps)
     state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
     train_step = train_state.jit_train_step(train_state.make_train_step(
-        functools.partial(loss, student.model, config.loss), optimizer,
+        functools.partial(loss, student.model, config.loss), describe, optimizer,
         masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, config.ema.rate), state)
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step = 0
-    if found := checkpoints.restore(state):
+    if found := checkpoints.restore(state, config.total_steps):
       first_step, state, seen = found
       data.restore(seen)
       progress.note(f"resuming after {first_step} updates")
     writer = stack.enter_context(Writer(workdir, config, first_step))
     bar = stack.enter_context(progress.Bar(config.total_steps, first_step))
     stop = stack.enter_context(preemption.guard())
-    scores: dict[str, float] = {}
+    compiled = stack.enter_context(compilations.counted())
     tokens, since = 0, time.perf_counter()
     previous = None
 
@@ -74,23 +79,32 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       if done % config.log_every == 0 or done == config.total_steps:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
-        metrics |= {"time/tokens_per_s": tokens / (now - since), "data/dropped": data.dropped}
+        metrics |= {"time/tokens_per_s": tokens / (now - since), "data/dropped": data.dropped,
+                    **{f"compile/{name}": count for name, count in compiled.items()}}
         tokens, since = 0, now
         writer.write(done, metrics)
         bar.update(done, {"loss": metrics["loss/total"], "tok/s": metrics["time/tokens_per_s"]})
+      scores: dict[str, float] = {}
       if config.eval.every and done % config.eval.every == 0 or done == config.total_steps:
+        jax.block_until_ready(state)  # the updates' time is not the evaluation's
+        began = time.perf_counter()
         scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
         writer.write(done, scores)
-        since = time.perf_counter()
-      if done % config.checkpoint.every == 0 or done == config.total_steps or stop():
+        since += time.perf_counter() - began
+      stopping = stop()  # asked once: what is answered "saved" has been saved
+      if done % config.checkpoint.every == 0 or done == config.total_steps or stopping:
+        train_state.check_finite(*previous)  # before this save may push out a good one
         checkpoints.save(done, state, data.state(), scores)
-      if stop():
+      if stopping:
         progress.note(f"SIGTERM: saved after {done} updates; the same command goes on from here")
         return
-    train_state.check_finite(*previous)
+    last = f"step_{config.total_steps:06d}"
+    if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
+      writer.write(config.total_steps, evaluation.named(evaluate(state.params, last)))
   progress.report(workdir)
   if config.export:
     hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
+  scores = evaluation.read(workdir, last)
   progress.table("result", ("", *scores), [("student", *(f"{v:.3f}" for v in scores.values()))])
 
 
@@ -110,7 +124,7 @@ def open_batches(config: ml_collections.ConfigDict, source: Any,
   """The endless, resumable stream of (bucket length, rows)."""
   length = lambda row: len(row["prompt_ids"]) + len(row["response_ids"])
   chunks = loader.Batches(
-      source, config.batch.chunk, transform=loader.encode(tokenizer),
+      source, config.batch.chunk, transform=loader.encode_answered(tokenizer),
       fits=lambda row: length(row) <= max(config.batch.buckets), seed=config.seed,
       process_index=jax.process_index(), process_count=jax.process_count())
   return loader.BucketedBatches(chunks, length, config.batch.buckets, config.batch.tokens,
@@ -133,7 +147,12 @@ def as_batch(rows: list[dict[str, Any] | None], length: int, pad_id: int) -> Bat
 
 def loss(model: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
          constants: None) -> tuple[Array, dict[str, Array]]:
-  """Cross-entropy of the responses."""
+  """Cross-entropy of the responses, and the column that `describe` reads."""
   logprobs, entropy = scorer.logprobs(model, params, batch, config.logits_chunk)
-  total, metrics = supervised.sft(logprobs, batch.learn, masked.AGGREGATES[config.aggregate])
-  return total, {**metrics, "student/entropy": masked.token_mean(entropy, batch.learn)}
+  total, _ = supervised.sft(logprobs, batch.learn, masked.AGGREGATES[config.aggregate])
+  return total, {"loss/nll": -logprobs, "student/entropy": entropy}
+
+
+def describe(batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
+  """Metrics of a whole batch: the mean over tokens of each column f32[B, T]."""
+  return {name: masked.token_mean(values, batch.learn) for name, values in columns.items()}

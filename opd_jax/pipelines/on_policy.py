@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
+import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax import compilations, keys, preemption, progress, sharding, train_state, verifiers
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, loader
 from opd_jax.losses import masked
@@ -33,10 +34,12 @@ class Method(NamedTuple):
 
   formula: str                                        # the objective, printed at the start
   notices: Sequence[str]                              # what the user should know
+  student: policies.Policy                            # as given, or cut to the teacher's ids
   teacher: policies.Policy
   score: Callable[[TrainState, Batch], Batch]         # adds the teachers' arrays; no gradient
   constants: Callable[[TrainState], Any]              # arrays the loss needs whole, e.g. heads
-  loss: Callable[[Any, Batch, Any], tuple[Array, dict[str, Array]]]  # (params, batch, constants)
+  loss: Callable[[Any, Batch, Any], tuple[Array, dict[str, Array]]]  # see make_train_step
+  describe: Callable[[Batch, dict[str, Array]], dict[str, Array]]    # (batch, columns) -> metrics
   reverse_kl: Callable[[Any, Batch], Array]           # (student params, rollout) -> f32[B, T]
 
 
@@ -52,15 +55,19 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     FloatingPointError: loss or gradient is not finite; the batch is on disk.
   """
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
-  check_batch(config, mesh)
+  policies.check_rows("rollout.prompts x rollout.group_size",
+                      config.rollout.prompts * config.rollout.group_size, mesh,
+                      config.loss.micro_batches)
+  policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
   root, spread = keys.root(config.seed), sharding.of_batch(mesh)
   rollout, total = config.rollout, config.total_steps
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh)
     policies.check_lengths(student, "student", rollout)
-    policies.describe(student, workdir)
     method = build(config, student, mesh)
+    student = method.student
+    policies.describe(student, workdir)
     for line in (f"objective: {method.formula}", *method.notices):
       progress.note(line)
 
@@ -73,29 +80,28 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     optimizer = train_state.make_optimizer(config.optimizer, total)
     state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
     train_step = train_state.jit_train_step(train_state.make_train_step(
-        method.loss, optimizer, masked.COUNTS[config.loss.aggregate], config.loss.micro_batches,
-        config.ema.rate), state)
-    compiled = {"rollout": sample, "update": train_step}
+        method.loss, method.describe, optimizer, masked.COUNTS[config.loss.aggregate],
+        config.loss.micro_batches, config.ema.rate), state)
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
-    first_step = 0
-    if found := checkpoints.restore(state):
+    first_step, rewards = 0, []  # rewards: of the updates since the last line of metrics
+    if found := checkpoints.restore(state, total):
       first_step, state, seen = found
-      prompts.restore(seen)
+      prompts.restore(seen["prompts"])
+      rewards = seen["rewards"]
       progress.note(f"resuming after {first_step} updates")
     writer = stack.enter_context(Writer(workdir, config, first_step))
     bar = stack.enter_context(progress.Bar(total, first_step))
     stop = stack.enter_context(preemption.guard())
-    scores: dict[str, float] = {}
+    compiled = stack.enter_context(compilations.counted())
     if first_step == 0:
-      scores = evaluation.named(evaluate(state.params, "step_000000"))
-      writer.write(0, scores)
-    previous, rewards = None, []
+      writer.write(0, evaluation.named(evaluate(state.params, "step_000000")))
+    previous = None
 
     for step in range(first_step, total):
       done = step + 1
       log = done % config.log_every == 0 or done == total
-      clock = Clock(log)
+      clock = Clock(log, state)
 
       rows = next(prompts)
       batch = jax.device_put(batches.prompts(
@@ -108,7 +114,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
                         [row["answer"] for row in rows for _ in range(rollout.group_size)])
       reward = np.array([v.reward for v in verdicts], np.float32)
       batch = batch.replace(reward=jax.device_put(reward, spread))
-      rewards.append(reward.mean())
+      rewards.append(float(reward.mean()))
       clock.lap("verify")
 
       batch = method.score(state, batch)
@@ -125,38 +131,27 @@ def run(config: ml_collections.ConfigDict, workdir: str,
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
         metrics |= {"rollout/reward": float(np.mean(rewards)), **about_rollout(batch, tokenizer),
                     **clock.metrics(int(np.sum(batch.mask))), "data/dropped": prompts.dropped,
-                    **{f"compile/{name}": f._cache_size() for name, f in compiled.items()}}
+                    **{f"compile/{name}": count for name, count in compiled.items()}}
         rewards = []
         writer.write(done, metrics)
         bar.update(done, {"reward": metrics["rollout/reward"],
                           "reverse KL": metrics["teacher/reverse_kl"],
                           "tok/s": metrics["time/tokens_per_s"]})
+      scores: dict[str, float] = {}
       if config.eval.every and done % config.eval.every == 0 or done == total:
         scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
         writer.write(done, scores)
-      if done % config.checkpoint.every == 0 or done == total or stop():
-        checkpoints.save(done, state, prompts.state(), scores)
-      if stop():
+      stopping = stop()  # asked once: what is answered "saved" has been saved
+      if done % config.checkpoint.every == 0 or done == total or stopping:
+        train_state.check_finite(*previous)  # before this save may push out a good one
+        checkpoints.save(done, state, {"prompts": prompts.state(), "rewards": rewards}, scores)
+      if stopping:
         progress.note(f"SIGTERM: saved after {done} updates; the same command goes on from here")
         return
-    if previous:
-      train_state.check_finite(*previous)
+    last = f"step_{total:06d}"
+    if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
+      writer.write(total, evaluation.named(evaluate(state.params, last)))
     finish(config, workdir, student, method, state, verify, mesh)
-
-
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-  """Refuses a batch that the mesh or the micro-batches cannot divide."""
-  rows, parts = config.rollout.prompts * config.rollout.group_size, config.loss.micro_batches
-  if rows % (parts * mesh.shape["data"]):
-    raise ValueError(
-        f"rollout.prompts x rollout.group_size = {config.rollout.prompts} x "
-        f"{config.rollout.group_size} = {rows} rows cannot be spread over mesh data="
-        f"{mesh.shape['data']} devices in loss.micro_batches={parts} parts; make it a multiple of "
-        f"{parts * mesh.shape['data']}")
-  if config.eval.batch * config.eval.samples % mesh.shape["data"]:
-    raise ValueError(
-        f"eval.batch x eval.samples = {config.eval.batch} x {config.eval.samples} rows cannot be "
-        f"spread over mesh data={mesh.shape['data']} devices")
 
 
 def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Batches:
@@ -170,9 +165,16 @@ def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Ba
 
 
 class Clock:
-  """Splits a step's time into its parts. Only a step that is logged waits for the device."""
+  """Splits a step's time into its parts. Only a step that is logged waits for the device.
 
-  def __init__(self, on: bool):
+  Args:
+    on: whether this step is logged.
+    before: what the steps before may still be computing; their time is not this step's.
+  """
+
+  def __init__(self, on: bool, before: Any):
+    if on:
+      jax.block_until_ready(before)
     self._on, self._start, self._laps = on, time.perf_counter(), {}
 
   def lap(self, name: str, result: Any = None) -> None:

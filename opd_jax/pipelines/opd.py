@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from opd_jax import keys
-from opd_jax.data import tokenizer as tokenizers
 from opd_jax.losses import divergences, fused, masked, policy_gradient, signals, weights
 from opd_jax.pipelines import on_policy
 from opd_jax.pipelines import policy as policies
@@ -40,20 +39,22 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
   teacher = policies.load(config.teacher, config.model, keys.at(keys.root(config.seed), "init", 1),
                           mesh)
   policies.check_lengths(teacher, "teacher", config.rollout)
-  notices = tokenizers.check_same(student.tokenizer, teacher.tokenizer)
+  student, teacher, notices = policies.match(student, teacher)
   check_divergence(config.loss, min(student.model.config.vocab_size,
                                     teacher.model.config.vocab_size))
   whose = teacher_params.frozen(teacher.params)
-  # In the teacher's compute dtype, as it is used: nothing trains it.
-  head = jax.jit(lambda params: scorer.head(teacher.model, params).astype(teacher.model.dtype))
   ask = jax.jit(functools.partial(score, teacher.model, config.loss))
   gap = jax.jit(functools.partial(reverse_kl, student.model, teacher.model,
                                   config.loss.logits_chunk))
+  # Of a tied teacher the head is a transposed copy: made once, in the dtype it is used in, and
+  # only for a loss that reads it.
+  head = (scorer.head(teacher.model, teacher.params).astype(teacher.model.dtype)
+          if config.loss.surrogate in divergences.KINDS else None)
   return on_policy.Method(
-      formula=formula(config.loss), notices=notices, teacher=teacher,
+      formula=formula(config.loss), notices=notices, student=student, teacher=teacher,
       score=lambda state, batch: ask(whose(state), batch),
-      constants=lambda state: head(whose(state)),
-      loss=functools.partial(loss, student.model, config.loss),
+      constants=lambda state: head,
+      loss=functools.partial(loss, student.model, config.loss), describe=describe,
       reverse_kl=lambda params, batch: gap(params, teacher.params, batch),
   )
 
@@ -103,8 +104,8 @@ def score(teacher: Any, config: ml_collections.ConfigDict, params: Any, batch: B
 
 
 def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
-         teacher_head: Array) -> tuple[Array, dict[str, Array]]:
-  """The objective of one batch, and what is worth knowing about it."""
+         teacher_head: Array | None) -> tuple[Array, dict[str, Array]]:
+  """The objective of one batch, and the columns that `describe` reads."""
   mask, aggregate = batch.learn, masked.AGGREGATES[config.aggregate]
   blank = lambda x: jnp.where(mask, x, 0.0)
   states = scorer.hidden(student, params, batch)
@@ -113,36 +114,41 @@ def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Ba
   now, teacher = jax.lax.stop_gradient(blank(logprobs)), blank(batch.teacher_logprobs)
   importance = weights.truncated_importance(now, blank(batch.sampler_logprobs),
                                             config.importance_cap)
+  columns = {"teacher/reverse_kl": now - teacher, "student/entropy": entropy,
+             "importance": importance}
   if config.surrogate in divergences.KINDS:
-    total, values = fused.fused_divergence(
+    total, columns["loss/divergence"] = fused.fused_divergence(
         states, scorer.head(student, params), batch.teacher_hidden, teacher_head, mask,
         config.surrogate, config.beta, aggregate=aggregate, top_k=config.top_k,
         top_of=config.top_of, tail=config.tail, columns=config.logits_chunk)
-    metrics = {"loss/divergence": masked.token_mean(values, mask)}
   else:
-    total, metrics = policy_gradient.score_function_loss(
-        logprobs, SIGNALS[config.signal](now, teacher), mask, importance, aggregate)
-  dropped = jnp.sum(batch.mask & ~mask).astype(jnp.float32)
-  return total, {**metrics, **describe(now, teacher, entropy, importance, mask),
-                 "teacher/dropped_tokens": dropped}
+    signal = SIGNALS[config.signal](now, teacher)
+    total, _ = policy_gradient.score_function_loss(logprobs, signal, mask, importance, aggregate)
+    columns["loss/signal"] = signal * importance
+  return total, columns
 
 
-def describe(student: Array, teacher: Array, entropy: Array, importance: Array,
-             mask: Array) -> dict[str, Array]:
-  """Metrics of one batch from [B, T] arrays without gradient."""
-  gap = student - teacher
+def describe(batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
+  """Metrics of a whole batch: the mean over tokens of each column, and more of some.
+
+  Args:
+    batch: its `learn` says which tokens count.
+    columns: f32[B, T] each: "importance", and others under the name of their metric.
+  """
+  mask, importance = batch.learn, columns["importance"]
   length = jnp.sum(mask, axis=1, keepdims=True)
   decile = jnp.where(mask, 10 * jnp.arange(mask.shape[1]) // jnp.maximum(length, 1), -1)
   real = mask.astype(jnp.float32)
-  by_decile = {f"teacher/reverse_kl_decile_{i}": masked.token_mean(gap, decile == i)
-               for i in range(10)}
+  by_decile = {f"teacher/reverse_kl_decile_{i}":
+               masked.token_mean(columns["teacher/reverse_kl"], decile == i) for i in range(10)}
   return {
-      "teacher/reverse_kl": masked.token_mean(gap, mask),
-      "student/entropy": masked.token_mean(entropy, mask),
+      **{name: masked.token_mean(x, mask) for name, x in columns.items()
+         if name != "importance"},
       "importance/max": jnp.max(jnp.where(mask, importance, 0.0)),
       "importance/effective_sample_size":
           jnp.square(jnp.sum(importance * real))
           / jnp.maximum(jnp.sum(jnp.square(importance) * real) * jnp.sum(real), 1e-9),
+      "teacher/dropped_tokens": jnp.sum(batch.mask & ~mask, dtype=jnp.float32),
       **by_decile,
   }
 

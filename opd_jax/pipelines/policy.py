@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from opd_jax.data import tokenizer as tokenizers
-from opd_jax.models import build, hf_config, source
+from opd_jax.models import build, hf_config, source, surgery
 from opd_jax.rollouts import sampler
 from opd_jax.rollouts.batch import Batch
 from opd_jax.rollouts.sampler import Sampling
@@ -51,6 +51,40 @@ def load(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict, k
   return Policy(module, loaded.params, tokenizer)
 
 
+def match(student: Policy, teacher: Policy) -> tuple[Policy, Policy, list[str]]:
+  """Makes sure that two policies speak of the same ids, without padding that only one has.
+
+  A model's vocabulary is often padded beyond its tokenizer's, by another amount in each size
+  of a family. Both are cut to the smaller, but no model below its own tokenizer.
+
+  Returns: the student, the teacher, and notices for the user.
+  Raises: ValueError if the tokenizers differ, or if the teacher lacks ids of the student's.
+  """
+  notices = tokenizers.check_same(student.tokenizer, teacher.tokenizer)
+  ours, theirs = student.model.config.vocab_size, teacher.model.config.vocab_size
+  if student.tokenizer.vocab_size > theirs:
+    raise ValueError(
+        f"the student's tokenizer ({student.tokenizer.name}) has {student.tokenizer.vocab_size} "
+        f"tokens, the teacher only {theirs} embeddings, so it could not read all of them; set "
+        "student.tokenizer to the teacher's folder, or choose another teacher")
+
+  def cut(policy):
+    size = max(min(ours, theirs), policy.tokenizer.vocab_size)
+    config = policy.model.config
+    if size == config.vocab_size:
+      return policy
+    params, config = surgery.slice_vocab(policy.params, config, size)
+    return policy._replace(model=policy.model.clone(config=config), params=params)
+
+  student, teacher = cut(student), cut(teacher)
+  after = student.model.config.vocab_size, teacher.model.config.vocab_size
+  if after != (ours, theirs):
+    notices.append(
+        f"vocabularies of {ours} (student) and {theirs} (teacher) ids are padded differently: cut "
+        f"to {after[0]} and {after[1]}")
+  return student, teacher, notices
+
+
 def describe(policy: Policy, workdir: str) -> None:
   """Leaves the model's shape and tokenizer in `workdir/model`: what a checkpoint lacks."""
   folder = pathlib.Path(workdir) / "model"
@@ -71,6 +105,24 @@ def check_lengths(policy: Policy, name: str, rollout: ml_collections.ConfigDict)
         f"{rollout.max_response} = {total} tokens, but the {name} allows {allowed}; shorten one")
 
 
+def check_rows(what: str, rows: int, mesh: Mesh, parts: int = 1) -> None:
+  """Refuses a batch that the mesh, or the micro-batches on it, cannot divide.
+
+  Args:
+    what: the keys that make `rows`, as the user wrote them.
+    rows: of the whole batch.
+    mesh: its `data` axis takes equal shares of each part.
+    parts: number of micro-batches.
+  Raises: ValueError naming the keys, the mesh and a number that would do.
+  """
+  data = mesh.shape["data"]
+  if rows % (data * parts):
+    raise ValueError(
+        f"{what} = {rows} rows cannot be spread over mesh data={data} devices"
+        + (f" in loss.micro_batches={parts} parts" if parts > 1 else "")
+        + f"; make it a multiple of {data * parts}")
+
+
 def buckets(rollout: ml_collections.ConfigDict) -> tuple[int, ...]:
   """The lengths that prompts are padded to."""
   return (*rollout.prompt_buckets, rollout.max_prompt)
@@ -83,7 +135,8 @@ def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer, max_response
   def sample(params: Any, batch: Batch, key: jax.Array) -> Batch:
     rollout = sampler.sample(
         model, params, batch.prompt, batch.prompt_mask, key, max_response=max_response,
-        eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, sampling=sampling)
+        eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, vocab_size=tokenizer.vocab_size,
+        sampling=sampling)
     return batch.replace(**rollout._asdict())
   return sample
 

@@ -80,3 +80,8 @@ def split(batch: Any, count: int) -> Any:
   def one(x):
     return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
   return jax.tree.map(one, batch)
+
+
+def join(parts: Any) -> Any:
+  """Undoes `split`: [count, B/count, ...] leaves -> [B, ...], rows in their first order."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)

@@ -59,7 +59,7 @@ def draw(logits: Array, keys: Array, sampling: Sampling) -> tuple[Array, Array]:
 
 
 def sample(model: nn.Module, params: Any, prompt: Array, prompt_mask: Array, key: Array, *,
-           max_response: int, eos_ids: tuple[int, ...], pad_id: int,
+           max_response: int, eos_ids: tuple[int, ...], pad_id: int, vocab_size: int,
            sampling: Sampling = Sampling()) -> Rollout:
   """Samples one response a row; stops as soon as every row has ended.
 
@@ -72,6 +72,7 @@ def sample(model: nn.Module, params: Any, prompt: Array, prompt_mask: Array, key
     key: scalar PRNG key of this rollout.
     max_response: T, the longest response in tokens, EOS included.
     eos_ids: ids that end a response; pad_id: what stands after it.
+    vocab_size: the tokenizer's; ids from there on are padding of the model and never drawn.
     sampling: temperature, top-k, top-p.
   Returns: Rollout of [B, T] arrays. Without EOS a row is truncated: its mask is all true.
   """
@@ -89,6 +90,7 @@ def sample(model: nn.Module, params: Any, prompt: Array, prompt_mask: Array, key
   logits = model.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0]
 
   def emit(t, logits, ended, out):
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
     token, logprob = draw(logits, keys_at(t), sampling)
     put = lambda array, column, blank: array.at[:, t].set(jnp.where(ended, blank, column))
     out = Rollout(put(out.response, token, pad_id), put(out.mask, True, False),

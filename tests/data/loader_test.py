@@ -153,19 +153,25 @@ class EncodeTest(absltest.TestCase):
 
   def test_responses_end_as_the_template_ends_turns_and_not_with_the_smallest_id(self):
     several = tokenizers.Tokenizer(tokenizers.byte_tokenizer().hf, [0, 2], "several")
-    row = dict(messages=json.dumps(chat.question("2+2?")), response="4")
-    self.assertEqual(loader.encode(several)(row)["response_ids"], [*several.encode("4"), 2])
+    row = dict(id="a", messages=json.dumps(chat.question("2+2?")), response="4")
+    self.assertEqual(loader.encode_answered(several)(row)["response_ids"], [*several.encode("4"), 2])
 
   def test_prompts_are_chats_and_responses_end(self):
     tokenizer = tokenizers.byte_tokenizer()
     row = dict(id="a", messages=json.dumps(chat.question("2+2?")), response="4 <|im_end|>")
-    got = loader.encode(tokenizer)(row)
+    got = loader.encode_answered(tokenizer)(row)
     self.assertEqual(got["prompt_ids"], tokenizer.encode_chat(chat.question("2+2?")))
     self.assertEqual(got["response_ids"][-1], tokenizer.end_id)
     self.assertEqual(got["response_ids"].count(tokenizer.end_id), 1)
     self.assertEqual(tokenizer.decode(got["response_ids"]), "4 <|im_end|>")
-    self.assertNotIn("response_ids", loader.encode(tokenizer)({**row, "response": ""}))
+    prompt_alone = loader.encode(tokenizer)(row)
+    self.assertEqual(prompt_alone, {**row, "prompt_ids": got["prompt_ids"]})
     self.assertNotIn("prompt_ids", row)  # the given row is left as it was
+
+  def test_a_row_without_a_response_to_learn_is_named(self):
+    row = dict(id="gsm-17", messages=json.dumps(chat.question("2+2?")), response="")
+    with self.assertRaisesRegex(ValueError, "row 'gsm-17' has an empty `response`.*builder_kw"):
+      loader.encode_answered(tokenizers.byte_tokenizer())(row)
 
 
 if __name__ == "__main__":

@@ -178,6 +178,17 @@ class HfTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "is not a file of that folder"):
       hf.import_hf(self.folder)
 
+  @parameterized.parameters(
+      ('{"weight_map": {"model.norm', "index.json is not JSON .*cut off, copy it again"),
+      ("{}", "index.json has no weight_map"), ("[]", "index.json has no weight_map"),
+      ('{"weight_map": {}}', "index.json has no weight_map"))
+  def test_a_broken_index_is_named(self, text, message):
+    os.remove(os.path.join(self.folder, tensors.SINGLE))
+    with open(os.path.join(self.folder, tensors.INDEX), "w") as f:
+      f.write(text)
+    with self.assertRaisesRegex(ValueError, f"{self.folder}.*{message}"):
+      hf.import_hf(self.folder)
+
 
 if __name__ == "__main__":
   absltest.main()

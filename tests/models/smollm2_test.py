@@ -89,7 +89,7 @@ class Smollm2Test(absltest.TestCase):
     model = build.build(self.config)
     rollout = jax.jit(lambda p: sampler.sample(
         model, p, jnp.array(ids), jnp.array(mask), keys.root(0), max_response=32, eos_ids=(2,),
-        pad_id=2, sampling=sampler.Sampling(temperature=0.0)))(self.params)
+        pad_id=2, vocab_size=self.config.vocab_size, sampling=sampler.Sampling(temperature=0.0)))(self.params)
     said = [self.tokenizer.decode(row[real], skip_special_tokens=True)
             for row, real in zip(np.asarray(rollout.response), np.asarray(rollout.mask))]
     self.assertIn("7 + 5 = 12", said[0])

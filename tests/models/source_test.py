@@ -10,6 +10,8 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from opd_jax import checkpoint
+from opd_jax import config as experiments
 from opd_jax import keys
 from opd_jax import sharding
 from opd_jax.models import configs
@@ -43,6 +45,20 @@ class SourceTest(parameterized.TestCase):
           jax.tree.map(np.testing.assert_array_equal, got.params, loaded.params)
         with self.assertRaisesRegex(ValueError, "'tiny:strong'; tiny: takes one of weak"):
           self.load("tiny:strong")
+
+  def test_a_workdir_gives_its_newest_or_its_best_checkpoint(self):
+    loaded, room = self.load("random:tiny_weak"), self.create_tempdir().full_path
+    hf.export_hf(loaded.params, loaded.config, f"{room}/model")
+    config = experiments.on_policy(checkpoint=dict(best_metric="eval/reverse_kl", best_mode="min"))
+    pathlib.Path(room, "config.json").write_text(config.to_json())
+    with checkpoint.Checkpoints(room, config.checkpoint) as saved:
+      for step, gap in ((1, 0.1), (2, 0.3)):
+        params = jax.tree.map(lambda x: x * step, loaded.params)
+        saved.save(step, {"params": params}, {}, {"eval/reverse_kl": gap})
+    for name, factor in ((f"workdir:{room}", 2), (f"workdir:{room}@best", 1)):
+      got = self.load(name)
+      self.assertEqual((got.config, got.tokenizer_folder), (loaded.config, f"{room}/model"))
+      np.testing.assert_array_equal(got.params["embedding"], loaded.params["embedding"] * factor)
 
   def test_layers_are_dropped_on_request(self):
     loaded = self.load("random:tiny_teacher", drop_layers_every=2)

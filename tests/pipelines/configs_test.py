@@ -44,6 +44,20 @@ class SmokeTest(parameterized.TestCase):
                if x]
       self.assertEqual(lines[-1]["step"], config.total_steps)
 
+  def test_eval_of_gsm8k_takes_any_jsonl_file_and_model(self):
+    rows = [json.dumps(dict(id=str(i), question=f"{i} + 1 = ?", solution="Add.", answer=str(i + 1)))
+            for i in range(8)]
+    file = self.create_tempfile("rows.jsonl", "\n".join(rows)).full_path
+    config = load("eval", "gsm8k")
+    config.data.builder_kw.update(train=file, test=file)
+    config.update(dict(student=dict(source="tiny:student"), teacher=dict(source="tiny:teacher"),
+                       rollout=dict(max_response=8), eval=dict(prompts=4, batch=4)))
+    configs.validate(config)
+    workdir = self.create_tempdir().full_path
+    main.pick(config.pipeline).run(config, workdir)
+    found = json.loads(pathlib.Path(workdir, "eval/eval.json").read_text())["metrics"]
+    self.assertContainsSubset({"mean@1", "reverse_kl"}, found)
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -1,5 +1,6 @@
 """The sampler says what the scorer says, and neither padding nor neighbors change a row."""
 
+import dataclasses
 import functools
 
 from absl.testing import absltest, parameterized
@@ -23,7 +24,7 @@ EOS, PAD, T = 2, 0, 12
 @functools.partial(jax.jit, static_argnames=("max_response", "sampling", "eos"))
 def sample(prompt, mask, key, max_response=T, sampling=Sampling(), eos=(EOS,)):
   return sampler.sample(MODEL, PARAMS, prompt, mask, key, max_response=max_response, eos_ids=eos,
-                        pad_id=PAD, sampling=sampling)
+                        pad_id=PAD, vocab_size=CONFIG.vocab_size, sampling=sampling)
 
 
 def prompts(lengths, width):
@@ -80,11 +81,24 @@ class SamplerTest(parameterized.TestCase):
   def test_masks_come_from_lengths_so_pad_may_equal_eos(self):
     prompt, mask = prompts((4, 6), 6)
     out = sampler.sample(MODEL, PARAMS, prompt, mask, jax.random.key(3), max_response=T,
-                         eos_ids=tuple(range(0, 60)), pad_id=0)
+                         eos_ids=tuple(range(0, 60)), pad_id=0, vocab_size=CONFIG.vocab_size)
     for row, real in zip(np.asarray(out.response), np.asarray(out.mask)):
       length = real.sum()
       self.assertTrue(length == T or row[length - 1] < 60)  # EOS itself is real
       np.testing.assert_array_equal(row[length:], 0)
+
+  @parameterized.parameters([Sampling()], [Sampling(temperature=0.0)], [Sampling(0.7, 318, 0.9)])
+  def test_padding_ids_are_never_drawn_and_change_nothing(self, sampling):
+    want = self.rollout(sampling=sampling)
+    # Rows beyond the tokenizer, as likely as the likeliest tokens: copies of the real ones.
+    config = dataclasses.replace(CONFIG, vocab_size=2 * CONFIG.vocab_size)
+    params = PARAMS | {"embedding": jnp.concatenate([PARAMS["embedding"]] * 2)}
+    prompt, mask = prompts((4, 9, 6), 9)
+    out = jax.jit(lambda params: sampler.sample(
+        build.build(config), params, prompt, mask, jax.random.key(1), max_response=T,
+        eos_ids=(EOS,), pad_id=PAD, vocab_size=CONFIG.vocab_size, sampling=sampling))(params)
+    np.testing.assert_array_equal(out.response, want.response)
+    np.testing.assert_allclose(out.sampler_logprobs, want.sampler_logprobs, atol=1e-5)
 
   def test_one_key_one_text(self):
     np.testing.assert_array_equal(self.rollout(seed=5).response, self.rollout(seed=5).response)

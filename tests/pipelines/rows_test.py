@@ -1,0 +1,63 @@
+"""Every pipeline refuses, in our words, a batch that its devices cannot share."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+import jax
+
+from opd_jax.pipelines import policy as policies
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+SCRIPT = """
+import json, tempfile
+from opd_jax import config as configs
+from opd_jax import main
+odd = dict(eval=dict(batch=3, samples=1, ks=(1,)))
+found = {}
+for name, config in dict(
+    opd=configs.on_policy(rollout=dict(prompts=3, group_size=2)), opd_eval=configs.on_policy(**odd),
+    sft=configs.offline(batch=dict(tokens=384, buckets=(96, 128))),
+    sft_eval=configs.offline(batch=dict(tokens=768, buckets=(96,)), **odd),
+    evaluate=configs.evaluate(**odd), context_use=configs.context_use(**odd)).items():
+  try:
+    main.pick(config.pipeline).run(config, tempfile.mkdtemp())
+  except ValueError as error:
+    found[name] = str(error)
+print(json.dumps(found))
+"""
+
+
+class RowsTest(parameterized.TestCase):
+
+  @parameterized.parameters((32, 8, 4, True), (32, 8, 8, False), (32, 5, 1, False), (5, 5, 1, True))
+  def test_rows_must_be_a_multiple_of_devices_times_parts(self, rows, data, parts, good):
+    mesh = jax.sharding.AbstractMesh((data, 2), ("data", "model"))
+    if good:
+      policies.check_rows("x", rows, mesh, parts)
+    else:
+      with self.assertRaisesRegex(ValueError, f"x = {rows} rows .* data={data} devices"
+                                  f".*make it a multiple of {data * parts}"):
+        policies.check_rows("x", rows, mesh, parts)
+
+  def test_every_pipeline_asks_before_it_loads_anything(self):
+    child = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True,
+                           env={**os.environ, "XLA_FLAGS":
+                                "--xla_force_host_platform_device_count=8"})
+    self.assertEqual(child.returncode, 0, child.stderr)
+    ends = "rows cannot be spread over mesh data=8 devices; make it a multiple of 8"
+    self.assertEqual(json.loads(child.stdout.splitlines()[-1]), {
+        "opd": f"rollout.prompts x rollout.group_size = 6 {ends}",
+        "opd_eval": f"eval.batch x eval.samples = 3 {ends}",
+        "sft": f"batch.tokens // bucket = 384 // 96 = 4 {ends}",
+        "sft_eval": f"eval.batch x eval.samples = 3 {ends}",
+        "evaluate": f"eval.batch x eval.samples = 3 {ends}",
+        "context_use": f"eval.batch = 3 {ends}"})
+
+
+if __name__ == "__main__":
+  absltest.main()
