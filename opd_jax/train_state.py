@@ -165,6 +165,6 @@ def check_finite(metrics: dict[str, Array], batch: Any, workdir: str, step: int)
   arrays = {name: np.asarray(value) for name, value in vars(batch).items() if value is not None}
   np.savez(path, **arrays)
   raise FloatingPointError(
-      f"update {step}: the loss is {loss} and the gradient norm {norm}. The update was not made; the "
-      f"last checkpoint is good, and the batch is in {path}. Lower optimizer.learning_rate or look "
-      "at the batch.")
+      f"update {step}: the loss is {loss} and the gradient norm {norm}. The update was not made; "
+      f"the last checkpoint is good, and the batch is in {path}. Lower optimizer.learning_rate or "
+      "look at the batch.")

@@ -154,7 +154,8 @@ class EncodeTest(absltest.TestCase):
   def test_responses_end_as_the_template_ends_turns_and_not_with_the_smallest_id(self):
     several = tokenizers.Tokenizer(tokenizers.byte_tokenizer().hf, [0, 2], "several")
     row = dict(id="a", messages=json.dumps(chat.question("2+2?")), response="4")
-    self.assertEqual(loader.encode_answered(several)(row)["response_ids"], [*several.encode("4"), 2])
+    got = loader.encode_answered(several)(row)["response_ids"]
+    self.assertEqual(got, [*several.encode("4"), 2])
 
   def test_prompts_are_chats_and_responses_end(self):
     tokenizer = tokenizers.byte_tokenizer()

@@ -1,5 +1,6 @@
 """Supervised training finishes once, resumes, and refuses what it cannot learn from."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -75,6 +76,13 @@ class OfflineTest(absltest.TestCase):
                     if "time/tokens_per_s" in line])
     self.assertLen(found[0], 2)
     self.assertEqual(found[0], found[1])
+
+  def test_a_stop_asked_for_at_any_moment_is_saved_before_it_is_obeyed(self):
+    answers = iter([False, True])  # the signal comes right after the first time of asking
+    guard = lambda: contextlib.nullcontext(lambda: next(answers))
+    with mock.patch.object(offline.preemption, "guard", guard):
+      run(tiny(checkpoint=dict(every=9)), self.workdir)
+    self.assertIn("2", os.listdir(f"{self.workdir}/checkpoints"))
 
   def test_compilations_are_counted_by_function(self):
     run(tiny(eval=dict(every=1)), self.workdir)

@@ -32,7 +32,8 @@ def tiny(**changes):
       data=dict(builder_kw=dict(train=64, test=8, mix=dict(plain=1.0))),
       rollout=dict(prompts=8, max_prompt=40, max_response=24),
       loss=dict(surrogate="reverse_kl"), optimizer=dict(learning_rate=1e-3),
-      eval=dict(prompts=4, samples=2, ks=(1,), batch=4), checkpoint=dict(every=2, best_metric="eval/mean@2"))
+      eval=dict(prompts=4, samples=2, ks=(1,), batch=4),
+      checkpoint=dict(every=2, best_metric="eval/mean@2"))
   for section, values in changes.items():
     if isinstance(values, dict):
       settings[section] = {**settings.get(section, {}), **values}
@@ -105,12 +106,12 @@ class ResumeTest(absltest.TestCase):
 
   def test_fewer_steps_are_refused_and_as_many_as_are_done_finish(self):
     workdir = self.create_tempdir().full_path
-    run(tiny(total_steps=4), workdir)
-    with self.assertRaisesRegex(ValueError, "total_steps is 3, but .* holds 4 updates"):
-      run(tiny(total_steps=3), workdir)
+    run(tiny(total_steps=2), workdir)
+    with self.assertRaisesRegex(ValueError, "total_steps is 1, but .* holds 2 updates"):
+      run(tiny(total_steps=1), workdir)
     before = lines(workdir)
-    os.remove(f"{workdir}/eval/step_000004.json")  # as if a longer run had been cut off here
-    run(tiny(total_steps=4), workdir)
+    os.remove(f"{workdir}/eval/step_000002.json")  # as if a longer run had been cut off here
+    run(tiny(total_steps=2), workdir)
     self.assertEqual(lines(workdir), [*before, before[-1]])
 
 
@@ -159,9 +160,8 @@ class MeshTest(parameterized.TestCase):
       ours = weights(workdir)
       for name, value in weights(alone).items():
         moved = np.linalg.norm(value - start[name])
-        print("DEBUG", data, model, name, moved, np.linalg.norm(ours[name] - value) / moved)
-        self.assertGreater(moved, 1e-4, name)
-        self.assertLess(np.linalg.norm(ours[name] - value), 1e-3 * moved, name)
+        self.assertGreater(moved, 1e-3, name)
+        self.assertLess(np.linalg.norm(ours[name] - value), 2e-4 * moved, name)
 
 
 def ragged(vocab_size):
