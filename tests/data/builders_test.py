@@ -16,7 +16,7 @@ from opd_jax.data.builders.arithmetic import chains, examples
 from opd_jax.verifiers import exact_match
 
 GOOD = '{"id": "x", "q": "2+2?", "a": 4}'
-MIX = dict(plain=0.4, peers=0.2, refine=0.2, critic=0.2)
+MIX = dict(plain=0.3, peers=0.2, failures=0.1, refine=0.2, critic=0.2)
 
 
 class JsonlTest(parameterized.TestCase):

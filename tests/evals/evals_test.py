@@ -68,7 +68,7 @@ class ContextUseTest(absltest.TestCase):
     shown = [turns[0][-1]["content"] for turns in asked]
     self.assertIn("Correct solution:\n3+4=7\n7*7=9", shown[1])
     self.assertIn("A known failed solution", shown[2])
-    self.assertStartsWith(shown[3], "3+4=7 right\n7*7=8 wrong, 7*7=9")
+    self.assertStartsWith(shown[3], "3+4=7\n7*7=9\nLine 2 was wrong.")
     self.assertStartsWith(shown[5], "weak\n\n")
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from opd_jax.data import chat
 from opd_jax.data.builders.arithmetic import chains
 
-KINDS = ("plain", "peers", "refine", "critic")
+KINDS = ("plain", "peers", "failures", "refine", "critic")
 
 # Peers shown together: (successes, failures).
-SHOWN = ((1, 0), (1, 0), (0, 1), (1, 1), (2, 1), (2, 0))
+SHOWN = {"peers": ((1, 0), (1, 0), (0, 1), (1, 1), (2, 1), (2, 0)), "failures": ((0, 1), (0, 2))}
 
 
 def level(digits: int, steps: int) -> int:
@@ -24,8 +24,8 @@ def level(digits: int, steps: int) -> int:
   return 100 * digits + steps
 
 
-def _peers(rng: random.Random, chain: chains.Chain, beyond: bool) -> chat.Messages:
-  successes, failures = rng.choice([s for s in SHOWN if s[0] or not beyond])
+def _peers(rng: random.Random, kind: str, chain: chains.Chain, beyond: bool) -> chat.Messages:
+  successes, failures = rng.choice([s for s in SHOWN[kind] if s[0] or not beyond])
   return chat.with_peers(chat.question(chains.question(chain)),
                          [chains.solution(chain)] * successes,
                          [chains.corrupt(chain, rng) for _ in range(failures)])
@@ -64,8 +64,8 @@ def example(rng: random.Random, kind: str, digits: int, steps: int,
   response = chains.solution(chain)
   if kind == "plain":
     messages = chat.question(chains.question(chain))
-  elif kind == "peers":
-    messages = _peers(rng, chain, beyond)
+  elif kind in SHOWN:
+    messages = _peers(rng, kind, chain, beyond)
   elif kind == "refine":
     messages = _refine(rng, chain, beyond)
   else:
