@@ -109,24 +109,29 @@ def of_aggregate(aggregate: str) -> list[str]:
 
 @functools.cache
 def train_step(aggregate: str, micro_batches: int):
-  """Plain descent on the sum of all losses, compiled."""
-  def loss_fn(heads, batch, teacher):
-    each = {name: LOSSES[name](heads[name], batch, teacher, masked.AGGREGATES[aggregate])
-            for name in of_aggregate(aggregate)}
-    return sum(each.values()), each
+  """Plain descent on the sum of all losses, compiled.
+
+  Each has a scale of 1, whose gradient is the loss itself as the step puts it together.
+  """
+  def loss_fn(params, batch, teacher):
+    heads, scales = params
+    return sum(scales[name] * LOSSES[name](heads[name], batch, teacher, masked.AGGREGATES[aggregate])
+               for name in of_aggregate(aggregate)), {}
   return jax.jit(train_state.make_train_step(
-      loss_fn, optax.sgd(1.0), masked.COUNTS[aggregate], micro_batches, ema_rate=0.0))
+      loss_fn, lambda batch, columns: {}, optax.sgd(1.0), masked.COUNTS[aggregate], micro_batches,
+      ema_rate=0.0))
 
 
 def update(aggregate: str, batch: batches.Batch, micro_batches: int = 1,
            place=lambda *x: x) -> dict:
   """One step -> name: (loss, gradient) of every loss."""
   batch, heads, teacher = place(batch, *make_heads())
+  params = heads, {name: jnp.ones(()) for name in LOSSES}
   state = train_state.TrainState(
-      jnp.zeros((), jnp.int32), heads, optax.sgd(1.0).init(heads), ema=None)
-  state, metrics = train_step(aggregate, micro_batches)(state, batch, teacher)
-  return {name: (float(metrics[name]), np.asarray(heads[name] - state.params[name]))
-          for name in of_aggregate(aggregate)}
+      jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params), ema=None)
+  state, _ = train_step(aggregate, micro_batches)(state, batch, teacher)
+  gradients, values = jax.tree.map(lambda old, new: np.asarray(old - new), params, state.params)
+  return {name: (values[name], gradients[name]) for name in of_aggregate(aggregate)}
 
 
 def error(got: dict, want: dict) -> float:
