@@ -115,7 +115,8 @@ def train_step(aggregate: str, micro_batches: int):
   """
   def loss_fn(params, batch, teacher):
     heads, scales = params
-    return sum(scales[name] * LOSSES[name](heads[name], batch, teacher, masked.AGGREGATES[aggregate])
+    mean = masked.AGGREGATES[aggregate]
+    return sum(scales[name] * LOSSES[name](heads[name], batch, teacher, mean)
                for name in of_aggregate(aggregate)), {}
   return jax.jit(train_state.make_train_step(
       loss_fn, lambda batch, columns: {}, optax.sgd(1.0), masked.COUNTS[aggregate], micro_batches,
