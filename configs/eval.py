@@ -28,7 +28,6 @@ def get_config(arg=""):
     return configs.evaluate(
         student=dict(source="workdir:runs/gsm8k_quick"),
         teacher=dict(source=run["teacher"]["source"]),
-        loss=dict(logits_chunk=run["loss"]["logits_chunk"]),
         **{section: run[section] for section in ("data", "rollout", "verifier", "eval")})
   smoke = form == "smoke"
   return configs.evaluate(

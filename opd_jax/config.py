@@ -107,7 +107,6 @@ def on_policy(**changes: Any) -> ConfigDict:
           aggregate="token_mean",    # or "sequence_mean", "sequence_sum"
           importance_cap=5.0,        # on p_now / p_sampler
           micro_batches=1,
-          logits_chunk=0,            # columns of T whose logits exist at a time; 0: by memory
       )),
   ), changes)
 
@@ -123,7 +122,7 @@ def offline(**changes: Any) -> ConfigDict:
           buckets=(96, 160, 256, 400),   # lengths of prompt + response
           chunk=2048,                # rows sorted into buckets at a time
       )),
-      loss=ConfigDict(dict(aggregate="token_mean", micro_batches=1, logits_chunk=0)),
+      loss=ConfigDict(dict(aggregate="token_mean", micro_batches=1)),
   ), changes)
 
 
@@ -133,7 +132,6 @@ def evaluate(**changes: Any) -> ConfigDict:
       **_common(),
       pipeline="evaluate",
       teacher=_policy(""),           # "": no reverse KL
-      loss=ConfigDict(dict(logits_chunk=0)),
   ), changes)
 
 
@@ -195,7 +193,7 @@ POSITIVE = (
     "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches", "batch.tokens", "batch.chunk")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "eval.every", "eval.temperature", "eval.top_k",
-    "eval.seed", "checkpoint.keep_best", "loss.logits_chunk", "loss.top_k",
+    "eval.seed", "checkpoint.keep_best", "loss.top_k",
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "eval.ks", "batch.buckets")

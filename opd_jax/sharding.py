@@ -64,6 +64,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
 
 
+def shards(name: str, size: int) -> int:
+  """Into how many parts the current mesh cuts a dimension of that name; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axis = RULES[name]
+  return mesh.shape[axis] if not mesh.empty and size % mesh.shape[axis] == 0 else 1
+
+
 def of_params(boxed: Any, mesh: Mesh) -> Any:
   """Shardings of a tree whose leaves carry logical names (from `jax.eval_shape(model.init)`)."""
   def one(leaf):

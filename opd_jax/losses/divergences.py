@@ -47,12 +47,13 @@ def _kl(p: Array, q: Array) -> Array:
   return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
 
-def _mixture(p: Array, q: Array, beta: float) -> Array:
+def mixture(p: Array, q: Array, beta: float) -> Array:
+  """log(beta e^q + (1 - beta) e^p)."""
   return jnp.logaddexp(q + math.log(beta), p + math.log1p(-beta))
 
 
 def _jsd(p: Array, q: Array, beta: float) -> Array:
-  m = _mixture(p, q, beta)
+  m = mixture(p, q, beta)
   return beta * _kl(q, m) + (1.0 - beta) * _kl(p, m)
 
 

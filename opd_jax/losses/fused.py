@@ -2,14 +2,12 @@
 
     logits = hidden @ head
 
-Everything runs in chunks of T columns, each with its whole vocabulary, so that a batch spread
-over devices by rows and a head spread by tokens stay as they are. A divergence knows the weight
-of every token beforehand (aggregations are linear), so its gradient is computed chunk by chunk
-in the forward pass and only scaled in the backward one: four large matrix products, as many as
-without chunks. Log-probabilities do not know their cotangent; they recompute their logits.
+The one implementation behind every distribution-level loss, the scorer and SFT; `tiles` says how.
+A divergence knows the weight of every token beforehand (aggregations are linear), so its gradient
+is computed in the forward pass and only scaled in the backward one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -19,35 +17,10 @@ from jax import Array
 import jax.numpy as jnp
 
 from opd_jax.losses import divergences, masked
+from opd_jax.losses.tiles import Model, Readout, Tiles, gone, mean, whole
 
 Aggregate = Callable[[Array, Array], Array]
-
-# Elements of one model's logits that exist at a time: 32 MiB in float32. Each chunk reads both
-# heads and reads and writes the head's gradient, so a smaller one is slower; this one keeps the
-# whole well below 5% of the naive form's memory (tests/bench). More room: pass `columns`.
-CHUNK_ELEMENTS = 2**23
-# Rows of the head's gradient that are added to at a time: a product is written somewhere before
-# it is added, and this keeps that place small beside the gradient.
-HEAD_ROWS = 128
-
-
-class Readout(NamedTuple):
-  """How a family turns hidden @ head into the logits of its distribution. Static.
-
-      logits = cap(hidden @ head * scale) / temperature,   cap(x) = soft_cap tanh(x / soft_cap)
-  """
-
-  scale: float = 1.0
-  soft_cap: float | None = None
-  temperature: float = 1.0
-
-  def __call__(self, product: Array, banned: Array | None) -> Array:
-    """f32[B, t, V] products -> logits; tokens `banned` bool[V] get -inf."""
-    logits = product * self.scale
-    if self.soft_cap is not None:
-      logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
-    logits = logits / self.temperature
-    return logits if banned is None else jnp.where(banned, -jnp.inf, logits)
+Slope = Callable[[Array, Array], Array]  # (i, student's logits of block i) -> array of their shape
 
 
 class _Divergence(NamedTuple):
@@ -58,115 +31,155 @@ class _Divergence(NamedTuple):
   top_k: int
   top_of: str
   tail: str
-  columns: int
+  tile: tuple[int, int]
   student: Readout
   teacher: Readout
 
-  def __call__(self, student_logits: Array, teacher_logits: Array) -> Array:
-    """Two chunks of logits [B, t, V] -> f32[B, t], by the plain kernels."""
-    if not self.top_k:
-      beta = {"beta": self.beta} if self.kind == "jsd" else {}
-      return divergences.DIVERGENCES[self.kind](student_logits, teacher_logits, **beta)
-    chooser = student_logits if self.top_of == "student" else teacher_logits
-    _, ids = jax.lax.top_k(jax.lax.stop_gradient(chooser), self.top_k)
-    at = lambda logits: (jnp.take_along_axis(logits, ids, axis=-1)
-                         - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-    return divergences.topk_divergence(at(student_logits), at(teacher_logits), self.kind,
-                                       self.beta, self.tail)
 
+def _over_vocabulary(static: _Divergence, student: Model, teacher: Model, tiles: Tiles
+                     ) -> tuple[Array, Slope]:
+  """A divergence over all tokens: values [B, t], and its derivative in the student's logits.
 
-def _columns(shape: tuple[int, ...], vocabulary: int, asked: int) -> int:
-  """Columns of a chunk: as asked, or as the budget allows, in chunks of nearly equal size."""
-  rows, length = shape[:2]
-  most = min(asked or max(CHUNK_ELEMENTS // (rows * vocabulary), 1), length)
-  return -(-length // -(-length // most))
+  With p, q the log-probabilities of student and teacher, m of their mixture:
 
-
-def _cut(x: Array, columns: int) -> Array:
-  """[B, T, ...] -> [chunks, B, columns, ...], zeros behind T."""
-  chunks = -(-x.shape[1] // columns)
-  x = jnp.pad(x, [(0, 0), (0, chunks * columns - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-  return x.reshape(x.shape[0], chunks, columns, *x.shape[2:]).swapaxes(0, 1)
-
-
-def _join(x: Array, length: int) -> Array:
-  """The inverse of `_cut`."""
-  x = x.swapaxes(0, 1)
-  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
-
-
-def _product(hidden: Array, head: Array) -> Array:
-  return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
-
-
-def _no_gradient(head: Array) -> Array:
-  """Where a head's gradient is collected, f32[D / rows, rows, V]."""
-  rows = max(n for n in range(1, HEAD_ROWS + 1) if head.shape[0] % n == 0)
-  return jnp.zeros((head.shape[0] // rows, rows, head.shape[1]), jnp.float32)
-
-
-def _back(slope: Array, hidden: Array, head: Array, collected: Array) -> tuple[Array, Array]:
-  """Backward pass of `_product`: the chunk's gradient, and the head's with its share added.
-
-  Args:
-    slope: f32[B, t, V], derivative with respect to the product.
-    hidden, head: of the product, in the compute dtype.
-    collected: from `_no_gradient`, changed in place in a loop.
+      reverse_kl    value = E_p[p - q]            slope = e^p (p - q - value)
+      forward_kl    value = E_q[q - p]            slope = e^p - e^q
+      jsd           value = beta E_q[q - m]       slope = (1 - beta) e^p (p - m - E_p[p - m])
+                            + (1 - beta) E_p[p - m]
   """
-  slope = slope.astype(hidden.dtype)  # float32 against bfloat16 is several times slower
-  # The head first: a CPU turns the second factor over, and the slope is the smaller one.
-  chunk = jnp.einsum("dv,btv->dbt", head, slope, preferred_element_type=jnp.float32)
-  # Transposed before the loop: a CPU is slow at products over both first dimensions.
-  turned = hidden.transpose(2, 0, 1).reshape(*collected.shape[:2], *hidden.shape[:2])
+  kind, beta = static.kind, static.beta
 
-  def add(i, collected):
-    share = jnp.einsum("dbt,btv->dv", turned[i], slope, preferred_element_type=jnp.float32)
-    return jax.lax.dynamic_update_index_in_dim(collected, collected[i] + share, i, 0)
+  def summarize(i):
+    z, y = student.logits(tiles, i), teacher.logits(tiles, i)
+    totals = jax.nn.logsumexp(z, axis=-1), jax.nn.logsumexp(y, axis=-1)
+    means = {"reverse_kl": lambda: mean(z - totals[0][..., None], z - y),
+             "forward_kl": lambda: mean(y - totals[1][..., None], y - z), "jsd": lambda: None}[kind]()
+    return totals, means
 
-  collected = jax.lax.fori_loop(0, len(turned), add, collected)
-  return chunk.transpose(1, 2, 0).astype(hidden.dtype), collected
+  (student_totals, teacher_totals), means = jax.lax.map(summarize, tiles.blocks)
+  student_total, teacher_total = whole(student_totals), whole(teacher_totals)
+  logprobs = lambda i, z: (z - student_total[..., None, None],
+                           teacher.logits(tiles, i) - teacher_total[..., None, None])
+
+  if kind == "reverse_kl":
+    value = whole(student_totals, means) - (student_total - teacher_total)
+
+    def slope(i, z):
+      p, q = logprobs(i, z)
+      return jnp.exp(p) * (p - q - value[..., None, None])
+
+    return value, slope
+
+  if kind == "forward_kl":
+    value = whole(teacher_totals, means) - (teacher_total - student_total)
+
+    def slope(i, z):
+      p, q = logprobs(i, z)
+      return jnp.exp(p) - jnp.exp(q)
+
+    return value, slope
+
+  def to_mixture(i):
+    p, q = logprobs(i, student.logits(tiles, i))
+    m = divergences.mixture(p, q, beta)
+    return [mean(x, x - m) for x in (p, q)]
+
+  of_student, of_teacher = (jnp.sum(x, axis=(0, 3)) for x in jax.lax.map(to_mixture, tiles.blocks))
+
+  def slope(i, z):
+    p, q = logprobs(i, z)
+    m = divergences.mixture(p, q, beta)
+    return (1.0 - beta) * jnp.exp(p) * (p - m - of_student[..., None, None])
+
+  return beta * of_teacher + (1.0 - beta) * of_student, slope
 
 
-def _over_chunks(static: _Divergence, with_gradient: bool, student_hidden: Array,
-                 student_head: Array, teacher_hidden: Array, teacher_head: Array, weight: Array,
-                 banned: Array | None) -> Any:
+def _best(tiles: Tiles, k: int, models: Sequence[Model]) -> tuple[Array, list[Array], list[Array]]:
+  """The tokens that the first model finds most likely.
+
+  Returns: ids i32[B, t, k], best first; of every model its logits at them, f32[B, t, k], and the
+    logsumexp of all its logits, f32[B, t].
+  """
+  def larger(best, new):
+    """The k with the largest first entries, in every lane."""
+    both = [jnp.concatenate([a, jnp.broadcast_to(b, (*a.shape[:-1], b.shape[-1]))], axis=-1)
+            for a, b in zip(best, new)]
+    largest, at = jax.lax.top_k(both[0], k)
+    return [largest, *(jnp.take_along_axis(x, at, axis=-1) for x in both[1:])]
+
+  def summarize(best, i):
+    logits = [model.logits(tiles, i) for model in models]
+    return larger(best, [*logits, tiles.ids(i)]), [jax.nn.logsumexp(z, axis=-1) for z in logits]
+
+  nothing = jnp.full((*models[0].hidden.shape[:2], tiles.lanes, k), -jnp.inf)
+  best, totals = jax.lax.scan(
+      summarize, [nothing] * len(models) + [nothing.astype(jnp.int32)], tiles.blocks)
+  lanes = [jnp.moveaxis(x, 2, 0) for x in best]
+  *logits, ids = functools.reduce(
+      larger, ([x[lane] for x in lanes] for lane in range(tiles.lanes)))
+  return ids, logits, [whole(x) for x in totals]
+
+
+def _over_top(static: _Divergence, student: Model, teacher: Model, tiles: Tiles
+              ) -> tuple[Array, Slope]:
+  """A divergence over K tokens and their tail: values [B, t], and its derivative, as above."""
+  turn = slice(None) if static.top_of == "student" else slice(None, None, -1)
+  ids, logits, totals = _best(tiles, static.top_k, (student, teacher)[turn])
+  p, q = (gone(z - total[..., None]) for z, total in zip(logits[turn], totals[turn]))
+  value, pull = jax.vjp(lambda p: divergences.topk_divergence(
+      p, q, static.kind, static.beta, static.tail), p)
+  of_top, = pull(jnp.ones_like(value))
+  total, of_total = totals[turn][0][..., None, None], jnp.sum(of_top, axis=-1)[..., None, None]
+
+  def slope(i, z):
+    slopes = (-jnp.exp(z - total) * of_total).reshape(*ids.shape[:2], -1)
+    rows, columns = jnp.arange(ids.shape[0])[:, None, None], jnp.arange(ids.shape[1])[:, None]
+    return slopes.at[rows, columns, tiles.places(i, ids)].add(of_top, mode="drop").reshape(z.shape)
+
+  return value, slope
+
+
+def _compare(static: _Divergence, with_gradient: bool, student_hidden: Array, student_head: Array,
+             teacher_hidden: Array, teacher_head: Array, weight: Array, banned: Array | None) -> Any:
   """values [B, T] and, if asked for, the gradients of sum(weight * values)."""
-  length, head = weight.shape[1], student_head.astype(student_hidden.dtype)
-  teacher_head = teacher_head.astype(teacher_hidden.dtype)
-  shared = min(student_head.shape[1], teacher_head.shape[1])
-  columns = _columns(weight.shape, shared, static.columns)
+  tiles = Tiles.of(weight.shape, student_head.shape[1], static.tile)
+  heads = tiles.in_lanes(student_head), tiles.in_lanes(teacher_head)
+  banned = None if banned is None else tiles.in_lanes(banned)
 
-  def step(collected, chunk):
-    hidden, teacher, weight = chunk
-    teacher = static.teacher(_product(teacher, teacher_head)[..., :shared], banned)
-    kernel = lambda product: static(static.student(product[..., :shared], banned), teacher)
+  def tile(collected, columns):
+    hidden, teacher_hidden, weight = columns
+    student = Model(static.student, hidden, heads[0], banned)
+    teacher = Model(static.teacher, teacher_hidden, heads[1], banned)
+    values, slope = (_over_top if static.top_k else _over_vocabulary)(
+        static, student, teacher, tiles)
     if not with_gradient:
-      return None, (kernel(_product(hidden, head)), None)
-    values, pull = jax.vjp(kernel, _product(hidden, head))
-    gradient, collected = _back(*pull(weight), hidden, head, collected)
+      return None, (values, None)
+    gradient, collected = student.gradients(
+        tiles, lambda i, z: weight[..., None, None] * slope(i, z), collected)
     return collected, (values, gradient)
 
-  chunks = [_cut(x, columns) for x in (student_hidden, teacher_hidden, weight)]
   collected, (values, gradient) = jax.lax.scan(
-      step, _no_gradient(head) if with_gradient else None, chunks)
-  values = _join(values, length)
+      tile, jnp.zeros(heads[0].shape, jnp.float32) if with_gradient else None,
+      [tiles.cut(x) for x in (student_hidden, teacher_hidden, weight)])
+  values = tiles.join(values, weight.shape[1])
   if not with_gradient:
     return values
-  return values, _join(gradient, length), collected.reshape(head.shape).astype(student_head.dtype)
+  return (values, tiles.join(gradient, weight.shape[1]),
+          tiles.from_lanes(collected).astype(student_head.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _divergence(static: _Divergence, student_hidden: Array, student_head: Array,
                 teacher_hidden: Array, teacher_head: Array, weight: Array,
                 banned: Array | None) -> tuple[Array, Array]:
-  values = _over_chunks(static, False, student_hidden, student_head, teacher_hidden, teacher_head,
-                        weight, banned)
+  values = _compare(static, False, student_hidden, student_head, teacher_hidden, teacher_head,
+                    weight, banned)
   return jnp.sum(weight * values), values
 
 
 def _divergence_forward(static: _Divergence, *operands: Any) -> Any:
-  values, of_hidden, of_head = _over_chunks(static, True, *operands)
-  return (jnp.sum(operands[4] * values), values), (of_hidden, of_head)
+  values, *gradients = _compare(static, True, *operands)
+  return (jnp.sum(operands[4] * values), values), gradients
 
 
 def _divergence_backward(static: _Divergence, gradients: Any, cotangents: Any) -> Any:
@@ -182,7 +195,8 @@ def fused_divergence(student_hidden: Array, student_head: Array, teacher_hidden:
                      weight: Array | None = None, aggregate: Aggregate = masked.token_mean,
                      top_k: int = 0, top_of: str = "student", tail: str = "bucket",
                      student_readout: Readout = Readout(), teacher_readout: Readout = Readout(),
-                     banned: Array | None = None, columns: int = 0) -> tuple[Array, Array]:
+                     banned: Array | None = None, tile: tuple[int, int] = (0, 0)
+                     ) -> tuple[Array, Array]:
   """A divergence between two models at every token, as a loss.
 
       loss = aggregate(weight * divergence(student, teacher))
@@ -203,21 +217,24 @@ def fused_divergence(student_hidden: Array, student_head: Array, teacher_hidden:
     tail: "bucket" or "renormalize".
     student_readout, teacher_readout: scale, soft cap and temperature of each model's logits.
     banned: bool[V], tokens that neither model may produce; V is the shared vocabulary.
-    columns: of T in a chunk; 0 chooses by `CHUNK_ELEMENTS`.
+    tile: columns of T and, per device, tokens of V whose logits exist at a time; 0 chooses by
+      `tiles.ELEMENTS`.
   Returns: scalar loss, with a gradient to student_hidden and student_head (first derivatives
     only), and the divergences f32[B, T], nats per token, 0 outside the mask, without one.
   Raises: ValueError for an unknown kind, beta, top_of or tail, or a top_k beyond the vocabulary;
     AssertionError at trace time on shapes.
-  Source: METHODS 1; chunks with their gradient in the forward pass as in "Liger Kernel: Efficient
-    Triton Kernels for LLM Training".
+  Source: METHODS 1; a gradient in the forward pass as in "Liger Kernel: Efficient Triton Kernels for
+    LLM Training", blocks of the vocabulary as in "Cut Your Losses in Large-Vocabulary Language
+    Models".
   """
   chex.assert_rank([student_hidden, teacher_hidden], 3)
   chex.assert_rank([student_head, teacher_head, mask], 2)
   chex.assert_equal_shape_prefix([student_hidden, teacher_hidden, mask], 2)
   shared = min(student_head.shape[1], teacher_head.shape[1])
+  student_head, teacher_head = student_head[:, :shared], teacher_head[:, :shared]
   divergences.check_kind(kind, beta)
   check_top(top_k, top_of, tail, shared)
-  static = _Divergence(kind, beta, top_k, top_of, tail, columns, student_readout, teacher_readout)
+  static = _Divergence(kind, beta, top_k, top_of, tail, tile, student_readout, teacher_readout)
   weigh = lambda x: aggregate(x if weight is None else x * weight, mask)
   weights = jax.grad(weigh)(jnp.zeros(mask.shape, jnp.float32))
   still, real = jax.lax.stop_gradient, mask[..., None]
@@ -242,7 +259,7 @@ def check_top(top_k: int, top_of: str, tail: str, vocabulary: int) -> None:
 class _Tokens(NamedTuple):
   """What is static in `fused_logprobs`."""
 
-  columns: int
+  tile: tuple[int, int]
   readout: Readout
 
 
@@ -252,62 +269,67 @@ def _logprobs(static: _Tokens, hidden: Array, head: Array, tokens: Array,
   return _logprobs_forward(static, hidden, head, tokens, banned)[0]
 
 
-def _plogp(logprobs: Array) -> Array:
-  """p log p, 0 at p = 0 also where a banned token has log p = -inf."""
-  return jnp.where(jnp.isneginf(logprobs), 0.0, jnp.exp(logprobs) * logprobs)
-
-
 def _logprobs_forward(static: _Tokens, hidden: Array, head: Array, tokens: Array,
                       banned: Array | None) -> Any:
-  cast = head.astype(hidden.dtype)
+  """With z the logits, l their logsumexp:   log p_y = z_y - l,   H = l - E[z]"""
+  tiles = Tiles.of(tokens.shape, head.shape[1], static.tile)
+  cut = tiles.in_lanes(head), None if banned is None else tiles.in_lanes(banned)
 
-  def one(chunk):
-    hidden, tokens = chunk
-    logits = static.readout(_product(hidden, cast), banned)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - total, -jnp.sum(_plogp(logits - total[..., None]), axis=-1), total
+  def tile(columns):
+    hidden, tokens = columns
+    model = Model(static.readout, hidden, *cut)
 
-  columns = _columns(hidden.shape, head.shape[1], static.columns)
-  out = jax.lax.map(one, (_cut(hidden, columns), _cut(tokens, columns)))
-  logprobs, entropy, total = (_join(x, tokens.shape[1]) for x in out)
+    def summarize(i):
+      z = model.logits(tiles, i)
+      total = jax.nn.logsumexp(z, axis=-1)
+      chosen = jnp.where(tiles.chosen(i, tokens), z, 0.0)
+      return total, mean(z - total[..., None], z), jnp.sum(chosen, axis=-1)
+
+    totals, means, chosen = jax.lax.map(summarize, tiles.blocks)
+    total = whole(totals)
+    return gone(jnp.sum(chosen, axis=(0, 3)) - total), total - whole(totals, means), total
+
+  out = jax.lax.map(tile, (tiles.cut(hidden), tiles.cut(tokens)))
+  logprobs, entropy, total = (tiles.join(x, tokens.shape[1]) for x in out)
   return (logprobs, entropy), (hidden, head, tokens, banned, entropy, total)
 
 
 def _logprobs_backward(static: _Tokens, saved: Any, cotangents: tuple[Array, Array]) -> Any:
-  """With p = softmax(z) of token y and H its entropy:
+  """With p the log-probabilities and H their entropy:
 
-      d log p_y / dz = 1_y - p,     d H / dz = -p (log p + H)
+      d log p_y / dz = 1_y - e^p,     d H / dz = -e^p (p + H)
   """
   hidden, head, tokens, banned, entropy, total = saved
-  cast, columns = head.astype(hidden.dtype), _columns(hidden.shape, head.shape[1], static.columns)
+  tiles = Tiles.of(tokens.shape, head.shape[1], static.tile)
+  cut = tiles.in_lanes(head), None if banned is None else tiles.in_lanes(banned)
   # A column without cotangent may hold anything, NaN too, and must not spoil the head's gradient.
   live = (cotangents[0] != 0.0) | (cotangents[1] != 0.0)
   calm = lambda x: jnp.where(live if x.ndim == 2 else live[..., None], x, 0)
 
-  def step(collected, chunk):
-    hidden, tokens, entropy, total, of_logprob, of_entropy = (
-        x if x.ndim == 3 else x[..., None] for x in chunk)
-    logits, pull = jax.vjp(lambda x: static.readout(x, banned), _product(hidden, cast))
-    logprobs = logits - total
-    slope = -(jnp.exp(logprobs) * (of_logprob + of_entropy * entropy)
-              + of_entropy * _plogp(logprobs))
-    chosen = jnp.arange(head.shape[1]) == tokens
-    gradient, collected = _back(*pull(jnp.where(chosen, slope + of_logprob, slope)), hidden, cast,
-                                collected)
+  def tile(collected, columns):
+    hidden, tokens, *columns = columns
+    entropy, total, of_logprob, of_entropy = (x[..., None, None] for x in columns)
+
+    def slope(i, z):
+      p = z - total
+      slopes = -jnp.exp(p) * (of_logprob + of_entropy * (p + entropy))
+      return jnp.where(tiles.chosen(i, tokens), slopes + of_logprob, slopes)
+
+    gradient, collected = Model(static.readout, hidden, *cut).gradients(tiles, slope, collected)
     return collected, gradient
 
-  chunks = [_cut(calm(x), columns) for x in (hidden, tokens, entropy, total, *cotangents)]
-  collected, gradient = jax.lax.scan(step, _no_gradient(cast), chunks)
-  return (_join(gradient, tokens.shape[1]), collected.reshape(head.shape).astype(head.dtype), None,
-          None)
+  collected, gradient = jax.lax.scan(
+      tile, jnp.zeros(cut[0].shape, jnp.float32),
+      [tiles.cut(calm(x)) for x in (hidden, tokens, entropy, total, *cotangents)])
+  return (tiles.join(gradient, tokens.shape[1]), tiles.from_lanes(collected).astype(head.dtype),
+          None, None)
 
 
 _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 
 def fused_logprobs(hidden: Array, head: Array, tokens: Array, *, readout: Readout = Readout(),
-                   banned: Array | None = None, columns: int = 0) -> tuple[Array, Array]:
+                   banned: Array | None = None, tile: tuple[int, int] = (0, 0)) -> tuple[Array, Array]:
   """Log-probability of given tokens, and the entropy of the distributions they came from.
 
   Args:
@@ -316,7 +338,7 @@ def fused_logprobs(hidden: Array, head: Array, tokens: Array, *, readout: Readou
     tokens: i32[B, T], ids below V.
     readout: scale, soft cap and temperature of the logits.
     banned: bool[V], tokens of probability 0.
-    columns: of T in a chunk; 0 chooses by `CHUNK_ELEMENTS`.
+    tile: as in `fused_divergence`.
   Returns: (f32[B, T], f32[B, T]) in nats, unmasked, both with a gradient to hidden and head (first
     derivatives only). A column whose cotangents are 0 gives exactly none, whatever it holds.
   Raises: AssertionError at trace time on shapes.
@@ -324,11 +346,11 @@ def fused_logprobs(hidden: Array, head: Array, tokens: Array, *, readout: Readou
   """
   chex.assert_rank([hidden, head, tokens], [3, 2, 2])
   chex.assert_equal_shape_prefix([hidden, tokens], 2)
-  return _logprobs(_Tokens(columns, readout), hidden, head, tokens, banned)
+  return _logprobs(_Tokens(tile, readout), hidden, head, tokens, banned)
 
 
 def fused_topk(hidden: Array, head: Array, k: int, *, readout: Readout = Readout(),
-               columns: int = 0) -> tuple[Array, Array]:
+               tile: tuple[int, int] = (0, 0)) -> tuple[Array, Array]:
   """The k most likely tokens of each column, best first; for scoring, so without a gradient.
 
   Args: as `fused_logprobs`.
@@ -338,12 +360,13 @@ def fused_topk(hidden: Array, head: Array, k: int, *, readout: Readout = Readout
   chex.assert_rank([hidden, head], [3, 2])
   if not 1 <= k <= head.shape[1]:
     raise ValueError(f"k is {k}; it must be at least 1 and at most the vocabulary, {head.shape[1]}")
-  hidden, head = jax.lax.stop_gradient((hidden, head.astype(hidden.dtype)))
+  hidden, head = jax.lax.stop_gradient((hidden, head))
+  tiles = Tiles.of(hidden.shape, head.shape[1], tile)
+  head = tiles.in_lanes(head)
 
   def one(hidden):
-    logits = readout(_product(hidden, head), None)
-    best, ids = jax.lax.top_k(logits, k)
-    return ids, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    ids, (logits,), (total,) = _best(tiles, k, [Model(readout, hidden, head, None)])
+    return ids, logits - total[..., None]
 
-  out = jax.lax.map(one, _cut(hidden, _columns(hidden.shape, head.shape[1], columns)))
-  return jax.tree.map(lambda x: _join(x, hidden.shape[1]), out)
+  out = jax.lax.map(one, tiles.cut(hidden))
+  return jax.tree.map(lambda x: tiles.join(x, hidden.shape[1]), out)

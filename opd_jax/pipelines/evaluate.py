@@ -27,8 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       student, teacher, notices = policies.match(student, teacher)
       for line in notices:
         progress.note(line)
-      exact = jax.jit(functools.partial(opd.reverse_kl, student.model, teacher.model,
-                                        config.loss.logits_chunk))
+      exact = jax.jit(functools.partial(opd.reverse_kl, student.model, teacher.model))
       gap = lambda params, batch: exact(params, teacher.params, batch)
     verify = stack.enter_context(verifiers.make(**config.verifier))
     writer = stack.enter_context(Writer(workdir, config, 0))

@@ -148,7 +148,7 @@ def as_batch(rows: list[dict[str, Any] | None], length: int, pad_id: int) -> Bat
 def loss(model: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
          constants: None) -> tuple[Array, dict[str, Array]]:
   """Cross-entropy of the responses, and the column that `describe` reads."""
-  logprobs, entropy = scorer.logprobs(model, params, batch, config.logits_chunk)
+  logprobs, entropy = scorer.logprobs(model, params, batch)
   total, _ = supervised.sft(logprobs, batch.learn, masked.AGGREGATES[config.aggregate])
   return total, {"loss/nll": -logprobs, "student/entropy": entropy}
 

@@ -44,8 +44,7 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
                                     teacher.model.config.vocab_size))
   whose = teacher_params.frozen(teacher.params)
   ask = jax.jit(functools.partial(score, teacher.model, config.loss))
-  gap = jax.jit(functools.partial(reverse_kl, student.model, teacher.model,
-                                  config.loss.logits_chunk))
+  gap = jax.jit(functools.partial(reverse_kl, student.model, teacher.model))
   # Of a tied teacher the head is a transposed copy: made once, in the dtype it is used in, and
   # only for a loss that reads it.
   head = (scorer.head(teacher.model, teacher.params).astype(teacher.model.dtype)
@@ -98,7 +97,7 @@ def score(teacher: Any, config: ml_collections.ConfigDict, params: Any, batch: B
   teacher's vocabulary) teaches nothing: it keeps its place but carries no loss.
   """
   states = scorer.hidden(teacher, params, batch)
-  logprobs, _ = scorer.token_logprobs(teacher, params, states, batch.response, config.logits_chunk)
+  logprobs, _ = scorer.token_logprobs(teacher, params, states, batch.response)
   batch = batch.replace(teacher_logprobs=logprobs, learn=batch.mask & jnp.isfinite(logprobs))
   return batch.replace(teacher_hidden=states) if config.surrogate in divergences.KINDS else batch
 
@@ -109,8 +108,7 @@ def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Ba
   mask, aggregate = batch.learn, masked.AGGREGATES[config.aggregate]
   blank = lambda x: jnp.where(mask, x, 0.0)
   states = scorer.hidden(student, params, batch)
-  logprobs, entropy = scorer.token_logprobs(student, params, states, batch.response,
-                                            config.logits_chunk)
+  logprobs, entropy = scorer.token_logprobs(student, params, states, batch.response)
   now, teacher = jax.lax.stop_gradient(blank(logprobs)), blank(batch.teacher_logprobs)
   importance = weights.truncated_importance(now, blank(batch.sampler_logprobs),
                                             config.importance_cap)
@@ -120,7 +118,7 @@ def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Ba
     total, columns["loss/divergence"] = fused.fused_divergence(
         states, scorer.head(student, params), batch.teacher_hidden, teacher_head, mask,
         config.surrogate, config.beta, aggregate=aggregate, top_k=config.top_k,
-        top_of=config.top_of, tail=config.tail, columns=config.logits_chunk)
+        top_of=config.top_of, tail=config.tail)
   else:
     signal = SIGNALS[config.signal](now, teacher)
     total, _ = policy_gradient.score_function_loss(logprobs, signal, mask, importance, aggregate)
@@ -153,10 +151,10 @@ def describe(batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
   }
 
 
-def reverse_kl(student: Any, teacher: Any, chunk: int, student_params: Any, teacher_params: Any,
+def reverse_kl(student: Any, teacher: Any, student_params: Any, teacher_params: Any,
                batch: Batch) -> Array:
   """Exact KL(student || teacher) over the vocabulary at every response token, f32[B, T]."""
   sides = []
   for model, params in ((student, student_params), (teacher, teacher_params)):
     sides += [scorer.hidden(model, params, batch), scorer.head(model, params)]
-  return fused.fused_divergence(*sides, batch.mask, "reverse_kl", columns=chunk)[1]
+  return fused.fused_divergence(*sides, batch.mask, "reverse_kl")[1]

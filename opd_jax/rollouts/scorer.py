@@ -27,30 +27,28 @@ def hidden(model: nn.Module, params: Any, batch: Batch) -> Array:
 
 
 def head(model: nn.Module, params: Any) -> Array:
-  """The matrix [D, V] that turns hidden states into logits, laid out for use chunk by chunk."""
-  # Gathered along D here, once: inside a loop over chunks it would be gathered for each of them.
+  """The matrix [D, V] that turns hidden states into logits, laid out for use block by block."""
+  # Gathered along D here, once: inside a loop over blocks it would be gathered for each of them.
   return constrain(models.head(params, model.config), None, "vocab")
 
 
-def logprobs(model: nn.Module, params: Any, batch: Batch, chunk: int = 0) -> tuple[Array, Array]:
+def logprobs(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
   """Log-probability of each response token, and the entropy of the distribution it came from.
 
   Args:
     model, params: who is asked.
     batch: prompt, response and their masks.
-    chunk: columns of T whose logits exist at a time; 0: as many as `fused`'s budget allows.
   Returns: (f32[B, T], f32[B, T]) in nats; columns outside the mask are meaningless.
   """
-  return token_logprobs(model, params, hidden(model, params, batch), batch.response, chunk)
+  return token_logprobs(model, params, hidden(model, params, batch), batch.response)
 
 
-def token_logprobs(model: nn.Module, params: Any, states: Array, tokens: Array,
-                   chunk: int = 0) -> tuple[Array, Array]:
+def token_logprobs(model: nn.Module, params: Any, states: Array,
+                   tokens: Array) -> tuple[Array, Array]:
   """`logprobs` from hidden states [B, T, D] that are already there; tokens i32[B, T]."""
-  return fused.fused_logprobs(states, head(model, params), tokens, columns=chunk)
+  return fused.fused_logprobs(states, head(model, params), tokens)
 
 
-def topk_logprobs(model: nn.Module, params: Any, batch: Batch, k: int,
-                  chunk: int = 0) -> tuple[Array, Array]:
+def topk_logprobs(model: nn.Module, params: Any, batch: Batch, k: int) -> tuple[Array, Array]:
   """The k most likely tokens of each column: (ids i32[B, T, k], log-probs f32[B, T, k])."""
-  return fused.fused_topk(hidden(model, params, batch), head(model, params), k, columns=chunk)
+  return fused.fused_topk(hidden(model, params, batch), head(model, params), k)

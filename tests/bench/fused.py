@@ -4,9 +4,8 @@
     python tests/bench/fused.py --quick    # small, to try the script; asserts nothing
 
 Naive is the textbook formula on whole [1, T, V] log-softmaxes, without our kernels' care for banned
-tokens, which costs memory. Hidden states and the teacher's head are
-bfloat16; the student's head is the float32 master that the optimizer keeps, so its gradient
-is float32. Every case runs in its own process. Memory is XLA's temporary memory, beyond
+tokens, which costs memory. Hidden states and the teacher's head are bfloat16; the student's head is
+the float32 master that the optimizer keeps, so its gradient is float32. Every case runs in its own process. Memory is XLA's temporary memory, beyond
 arguments and results, and how far the process's resident peak rose above what it held before,
 results again left out. A form is compiled everywhere but run only where its memory fits. Exits
 with 1 if a goal is missed: at most 5% of the naive memory at T=4096, at most 1.1 times its time
@@ -43,12 +42,12 @@ def naive(student, head, teacher, teacher_head, mask, kind):
   return masked.token_mean(values, mask)
 
 
-def chunked(student, head, teacher, teacher_head, mask, kind):
-  """The same by `fused`, with its own choice of chunks."""
+def tiled(student, head, teacher, teacher_head, mask, kind):
+  """The same by `fused`, with its own choice of tiles."""
   return fused.fused_divergence(student, head, teacher, teacher_head, mask, kind)[0]
 
 
-FORMS = {"naive": naive, "fused": chunked}
+FORMS = {"naive": naive, "fused": tiled}
 
 
 def operands(length: int, vocabulary: int, width: int) -> list[jax.Array]:

@@ -82,7 +82,7 @@ STOPPED = {
     "weights.self_normalized": ("BT", 2, weights.self_normalized),
 }
 # Of counts and masks, which have no gradient to speak of, and the body of the divergences.
-NOT_KERNELS = {"masked.tokens", "masked.responses", "weights.position", "divergences.between",
+NOT_KERNELS = {"divergences.mixture", "masked.tokens", "masked.responses", "weights.position", "divergences.between",
                "divergences.with_tail", "divergences.check_kind"}
 
 

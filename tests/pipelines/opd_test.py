@@ -199,11 +199,11 @@ class SurrogateTest(parameterized.TestCase):
       results.append(losses(workdir)[1])
     self.assertAlmostEqual(*results, delta=1e-3)
 
-  def test_micro_batches_and_chunks_change_nothing(self):
+  def test_micro_batches_change_nothing(self):
     results = []
-    for micro, chunk in ((1, 0), (2, 5), (4, 24)):
+    for micro in (1, 2, 4):
       workdir = self.create_tempdir().full_path
-      run(tiny(loss=dict(micro_batches=micro, logits_chunk=chunk), total_steps=2), workdir)
+      run(tiny(loss=dict(micro_batches=micro), total_steps=2), workdir)
       results.append(list(losses(workdir).values()))
     np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-3)
 
