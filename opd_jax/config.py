@@ -44,6 +44,9 @@ def _common() -> dict[str, Any]:
           temperature=1.0,
           top_k=0,
           top_p=1.0,
+          slots=0,                   # rows decoded at once, in rollouts and evaluations; 0: all
+          decode_chunk=16,           # tokens a row between two looks at which rows have ended
+          kv_dtype="",               # of the KV cache: "", the compute dtype, "bfloat16", "int8"
           allow_biased_sampling=False,  # other sampling settings bias the sampled KL
       )),
       verifier=ConfigDict(dict(
@@ -189,11 +192,12 @@ def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
 # Checked where a pipeline's config has them.
 POSITIVE = (
     "total_steps", "log_every", "rollout.prompts", "rollout.group_size", "rollout.max_prompt",
-    "rollout.max_response", "eval.prompts", "eval.samples", "eval.batch", "verifier.workers",
-    "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches", "batch.tokens", "batch.chunk")
+    "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
+    "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
+    "batch.tokens", "batch.chunk")
 NOT_NEGATIVE = (
-    "seed", "rollout.temperature", "rollout.top_k", "eval.every", "eval.temperature", "eval.top_k",
-    "eval.seed", "checkpoint.keep_best", "loss.top_k",
+    "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
+    "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "eval.ks", "batch.buckets")

@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, cache, index, mask):
-    """x [B,S,D], cache (keys, values) [B,C,H,h] or None, mask bool[B,S,C] -> ([B,S,D], cache)."""
+    """x [B,S,D], cache LayerCache or None, mask bool[B,S,C] -> ([B,S,D], cache)."""
     c, dim = self.config, self.config.embed_dim
 
     def project(name):
@@ -48,17 +48,19 @@ class Attention(nn.Module):
                              ("embed", "heads", "head_dim"), dim, self.dtype)
       shift = layers.bias(self, f"{name}_bias", (c.num_heads, c.head_dim), ("heads", "head_dim"),
                           self.dtype)
-      return constrain(jnp.einsum("bsd,dnh->bsnh", x, kernel) + shift,
+      return constrain(layers.dense("bsd,dnh->bsnh", x, kernel) + shift,
                        "batch", "length", "heads", "head_dim")
 
     q, k, v = project("query"), project("key"), project("value")
-    if cache is not None:
-      cache, k, v = layers.extend(cache, k, v, index)
-    y = layers.attend(q, k, v, mask)
+    if cache is None:
+      y = layers.attend(q, k, v, mask)
+    else:
+      y, cache = layers.attend_cached(q, k, v, cache, index, mask)
     out = layers.weight(self, "out", (c.num_heads, c.head_dim, dim),
                         ("heads", "head_dim", "embed"), dim, self.dtype)
     shift = layers.bias(self, "out_bias", (dim,), (None,), self.dtype)
-    return jnp.einsum("bsnh,nhd->bsd", y, out) + shift, cache
+    y = y.reshape(*y.shape[:2], -1)
+    return layers.dense("bsf,fd->bsd", y, out.reshape(-1, dim)) + shift, cache
 
 
 class MLP(nn.Module):
@@ -74,8 +76,9 @@ class MLP(nn.Module):
     up_bias = layers.bias(self, "up_bias", (hidden,), ("mlp",), self.dtype)
     down = layers.weight(self, "down", (hidden, dim), ("mlp", "embed"), hidden, self.dtype)
     down_bias = layers.bias(self, "down_bias", (dim,), (None,), self.dtype)
-    y = constrain(jax.nn.gelu(x @ up + up_bias, approximate=True), "batch", "length", "mlp")
-    return y @ down + down_bias
+    y = jax.nn.gelu(layers.dense("bsd,df->bsf", x, up) + up_bias, approximate=True)
+    y = constrain(y, "batch", "length", "mlp")
+    return layers.dense("bsf,fd->bsd", y, down) + down_bias
 
 
 class Block(nn.Module):
@@ -100,6 +103,7 @@ class GPT2(nn.Module):
   config: ModelConfig
   dtype: Any = jnp.float32
   remat: str = "none"
+  unrolled: bool = False
 
   def setup(self):
     c = self.config
@@ -107,24 +111,30 @@ class GPT2(nn.Module):
     self.embedding = self.param("embedding", init, (c.vocab_size, c.embed_dim), jnp.float32)
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
     self.positions = self.param("positions", init, (c.max_positions, c.embed_dim), jnp.float32)
-    self.blocks = transformer.stack(Block, c, self.remat)(c, self.dtype)
+    self.blocks = transformer.stack(Block, c, self.dtype, self.remat, self.unrolled)
     self.final_norm = LayerNorm(c.norm_eps)
+    if not c.tied_embeddings:
+      init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+      self.head = self.param("head", init, (c.embed_dim, c.vocab_size), jnp.float32)
 
   def __call__(self, tokens: Array, positions: Array, segment_ids: Array,
-               cache: KVCache | None = None) -> tuple[Array, KVCache | None]:
+               cache: KVCache | None = None,
+               length: int | None = None) -> tuple[Array, KVCache | None]:
     """Hidden states [B, S, D] after the final norm, and the extended cache; see Transformer."""
-    x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
-    x += jnp.take(self.positions.astype(self.dtype), positions, axis=0)
+    del length  # nothing here is stretched
+    x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    x += jnp.take(self.positions, positions, axis=0).astype(self.dtype)
     x = constrain(x, "batch", "length", "act_embed")
     index, kv, seen = layers.slots(cache, segment_ids)
     mask = layers.attention_mask(segment_ids, seen, index, self.config.sliding_window)
     x, kv = self.blocks(x, kv, index, None, mask)
     if cache is not None:
-      cache = KVCache(*kv, segment_ids=seen, index=index + tokens.shape[1])
+      cache = KVCache(kv, seen, index + tokens.shape[1])
     return self.final_norm(x), cache
 
   def logits(self, hidden: Array) -> Array:
     """Hidden states [B, T, D] -> logits f32[B, T, V]."""
-    logits = jnp.einsum("btd,vd->btv", hidden, self.embedding.astype(self.dtype),
+    head = self.embedding.T if self.config.tied_embeddings else self.head
+    logits = jnp.einsum("btd,dv->btv", hidden, head.astype(self.dtype),
                         preferred_element_type=jnp.float32)
     return constrain(logits, "batch", "length", "vocab")

@@ -23,20 +23,45 @@ REMAT = {
 }
 
 
-def stack(block: type[nn.Module], config: ModelConfig, remat: str) -> Any:
-  """`block` scanned over the layers, its activations recomputed as `remat` says.
+class Unrolled(nn.Module):
+  """The layers one after the other, each with parameters and a cache of its own.
+
+  A scan slices every layer's weights and cache out of stacked arrays, which copies them: next
+  to nothing for a batch of sequences, most of the time of a step that adds one token a row.
+  """
+
+  block: type[nn.Module]
+  config: ModelConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, cache, *context):
+    caches = []
+    for i in range(self.config.num_layers):
+      layer = self.block(self.config, self.dtype, name=f"layer_{i}")
+      x, kept = layer(x, None if cache is None else cache[i], *context)
+      caches.append(kept)
+    return x, tuple(caches)
+
+
+def stack(block: type[nn.Module], config: ModelConfig, dtype: Any, remat: str,
+          unrolled: bool) -> nn.Module:
+  """All layers as one module: scanned, their activations recomputed as `remat` says, or `Unrolled`.
 
   Raises: ValueError for an unknown `remat`.
   """
   if remat not in REMAT:
     raise ValueError(f"model.remat is {remat!r}; it must be one of {list(REMAT)}")
+  if unrolled:
+    return Unrolled(block, config, dtype)
   if REMAT[remat] is not None:
     block = nn.remat(block, policy=REMAT[remat], prevent_cse=False)
-  return nn.scan(
+  scanned = nn.scan(
       block, variable_axes={"params": 0}, split_rngs={"params": True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=config.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
   )
+  return scanned(config, dtype)
 
 
 class Block(nn.Module):
@@ -62,24 +87,27 @@ class Transformer(nn.Module):
     config: shape and dialect.
     dtype: compute dtype; master weights are float32 and are cast at use.
     remat: which activations the backward pass recomputes, a key of `REMAT`.
+    unrolled: whether parameters and cache are per layer instead of stacked (see decoding.py).
   """
 
   config: ModelConfig
   dtype: Any = jnp.float32
   remat: str = "none"
+  unrolled: bool = False
 
   def setup(self):
     c = self.config
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     self.embedding = self.param("embedding", init, (c.vocab_size, c.embed_dim), jnp.float32)
-    self.blocks = stack(Block, c, self.remat)(c, self.dtype)
+    self.blocks = stack(Block, c, self.dtype, self.remat, self.unrolled)
     self.final_norm = layers.RMSNorm(c.norm_eps)
     if not c.tied_embeddings:
       init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
       self.head = self.param("head", init, (c.embed_dim, c.vocab_size), jnp.float32)
 
   def __call__(self, tokens: Array, positions: Array, segment_ids: Array,
-               cache: KVCache | None = None) -> tuple[Array, KVCache | None]:
+               cache: KVCache | None = None,
+               length: int | None = None) -> tuple[Array, KVCache | None]:
     """Hidden states after the final norm.
 
     Args:
@@ -88,16 +116,18 @@ class Transformer(nn.Module):
       segment_ids: i32[B, S]; a token sees earlier tokens of its own segment. 0 is
         padding. One mechanism serves left padding and packing.
       cache: slots already filled; the S tokens are written behind them.
+      length: what rotary angles that depend on a length are stretched to (see rope.py); the
+        slots of the cache, or S without one, if it is None.
     Returns: hidden [B, S, D] in the compute dtype, and the extended cache (or None).
     """
-    x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+    x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
     x = constrain(x, "batch", "length", "act_embed")
     index, kv, seen = layers.slots(cache, segment_ids)
-    angles = rope.angles(self.config, positions, seen.shape[1])
+    angles = rope.angles(self.config, positions, length or seen.shape[1])
     mask = layers.attention_mask(segment_ids, seen, index, self.config.sliding_window)
     x, kv = self.blocks(x, kv, index, angles, mask)
     if cache is not None:
-      cache = KVCache(*kv, segment_ids=seen, index=index + tokens.shape[1])
+      cache = KVCache(kv, seen, index + tokens.shape[1])
     return self.final_norm(x), cache
 
   def logits(self, hidden: Array) -> Array:

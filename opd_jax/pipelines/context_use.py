@@ -76,8 +76,7 @@ def check_prompt(length: int, rollout: ml_collections.ConfigDict) -> None:
 def responder(config: ml_collections.ConfigDict, policy: policies.Policy, mesh: Mesh,
               root: jax.Array, sampling: Sampling) -> context_use.Respond:
   """A model as a function from conversations to responses."""
-  sample = policies.make_sampler(policy.model, policy.tokenizer, config.rollout.max_response,
-                                 sampling)
+  sample = policies.make_sampler(policy.model, policy.tokenizer, config.rollout, sampling)
   rows = config.eval.batch
 
   def respond(conversations: list[chat.Messages]) -> list[str]:

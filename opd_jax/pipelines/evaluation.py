@@ -39,7 +39,7 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
     progress.note(f"evaluation leaves out {dropped} prompts of {config.data.eval_split!r} that are "
                   f"longer than rollout.max_prompt={rollout.max_prompt} tokens, and takes the next")
   sample = policies.make_sampler(
-      policy.model, policy.tokenizer, rollout.max_response,
+      policy.model, policy.tokenizer, rollout,
       Sampling(section.temperature, section.top_k, section.top_p))
   on_mesh = sharding.of_batch(mesh)
 

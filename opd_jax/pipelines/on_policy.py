@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     prompts = open_prompts(config, tokenizer)
     verify = stack.enter_context(verifiers.make(**config.verifier))
     evaluate = evaluation.make(config, student, verify, mesh, workdir, method.reverse_kl)
-    sample = policies.make_sampler(student.model, tokenizer, rollout.max_response, Sampling(
+    sample = policies.make_sampler(student.model, tokenizer, rollout, Sampling(
         rollout.temperature, rollout.top_k, rollout.top_p))
     optimizer = train_state.make_optimizer(config.optimizer, total)
     state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)

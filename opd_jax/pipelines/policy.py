@@ -14,9 +14,10 @@ import numpy as np
 
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.models import build, hf_config, source, surgery
-from opd_jax.rollouts import sampler
+from opd_jax.rollouts import engine
 from opd_jax.rollouts.batch import Batch
 from opd_jax.rollouts.sampler import Sampling
+from opd_jax.rollouts.slots import Settings
 
 
 class Policy(NamedTuple):
@@ -128,16 +129,26 @@ def buckets(rollout: ml_collections.ConfigDict) -> tuple[int, ...]:
   return (*rollout.prompt_buckets, rollout.max_prompt)
 
 
-def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer, max_response: int,
+def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
+                 rollout: ml_collections.ConfigDict,
                  sampling: Sampling) -> Callable[[Any, Batch, jax.Array], Batch]:
-  """A jitted (params, Batch of prompts, key) -> the Batch with its responses."""
-  @jax.jit
+  """A function (params, Batch of prompts, key) -> the Batch with its responses.
+
+  Args:
+    model, tokenizer: of the policy.
+    rollout: the `rollout` section: max_response, prompt_buckets, slots, decode_chunk, kv_dtype.
+    sampling: how tokens are drawn.
+  Raises: ValueError for settings that the engine does not know.
+  """
+  generate = engine.make(model, Settings(
+      max_response=rollout.max_response, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
+      vocab_size=tokenizer.vocab_size, sampling=sampling, slots=rollout.slots,
+      chunk=rollout.decode_chunk, kv_dtype=rollout.kv_dtype, buckets=buckets(rollout)))
+
   def sample(params: Any, batch: Batch, key: jax.Array) -> Batch:
-    rollout = sampler.sample(
-        model, params, batch.prompt, batch.prompt_mask, key, max_response=max_response,
-        eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, vocab_size=tokenizer.vocab_size,
-        sampling=sampling)
-    return batch.replace(**rollout._asdict())
+    found = generate(params, batch.prompt, batch.prompt_mask, key)
+    spread = getattr(batch.prompt, "sharding", None)  # a numpy prompt is on no mesh
+    return batch.replace(**jax.device_put(found._asdict(), spread))
   return sample
 
 

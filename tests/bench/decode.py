@@ -1,0 +1,165 @@
+"""Tokens a second of sampling: our engine, our plain sampler, transformers' generate on torch.
+
+    python tests/bench/decode.py                       # every load; half an hour on 2 cores
+    python tests/bench/decode.py --loads even8 mixed --dtypes bfloat16
+    python tests/bench/decode.py --quick               # a small model, to try the script
+
+A random Llama of 135M parameters (SmolLM2's shape); temperature 1, nobody draws EOS, lengths are
+given, so that every contestant makes the same number of tokens. Time includes reading the prompts
+and, for us, preparing the weights. Contestants take turns, in changing order, in one process and
+one run, medians of 5 with their spread; ratios are to torch's faster dtype, or to the plain
+sampler where there is no torch.
+
+The plain sampler and generate decode requests in batches, each until its longest has ended; the
+engine refills its slots. A group's prompt is read once by the engine and by generate
+(num_return_sequences), once a row by the plain sampler.
+"""
+
+import argparse
+from collections.abc import Callable
+import functools
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import keys
+from opd_jax.models import build, configs, hf_config
+from opd_jax.rollouts import engine, sampler
+from opd_jax.rollouts.slots import Settings
+
+try:
+  import torch
+  import transformers
+except ImportError:
+  torch = None
+
+REPEATS = 5
+PAUSE = 0.5  # seconds, for the threads of one library to stop waiting before another's turn
+
+
+class Load(NamedTuple):
+  prompt: int          # tokens
+  group: int           # responses a prompt
+  batch: int           # rows at once
+  limit: np.ndarray    # i32[R], tokens of each response
+
+
+def loads(quick: bool) -> dict[str, Load]:
+  """The shapes of issue 4; `quick` divides lengths by 8 and requests by 16."""
+  less, fewer = (8, 16) if quick else (1, 1)
+  draws = np.random.default_rng(0).lognormal(size=256 // fewer)
+  mixed = np.clip(draws / draws.mean() * 96, 1, 512).round()
+  even = lambda rows: np.full(rows, 64 // less)
+  return {
+      "even8": Load(128 // less, 1, 8, even(8)),
+      "even32": Load(128 // less, 1, 32, even(32)),
+      "mixed": Load(128 // less, 1, 32 // (4 if quick else 1),
+                    np.maximum(mixed // less, 1).astype(int)),
+      "groups": Load(512 // less, 8, 32, even(32)),
+  }
+
+
+def model_config(quick: bool) -> configs.ModelConfig:
+  return configs.NAMED["tiny_weak" if quick else "smollm2_135m"]
+
+
+def requests(load: Load, vocab_size: int) -> np.ndarray:
+  """Prompts i32[R, S] of random ids, rows of a group alike."""
+  rows = len(load.limit) // load.group
+  ids = np.random.default_rng(1).integers(3, vocab_size, (rows, load.prompt), np.int32)
+  return np.repeat(ids, load.group, axis=0)
+
+
+def our_engine(config, params, load: Load, dtype: str, kv_dtype: str = "") -> Callable[[], int]:
+  prompt = requests(load, config.vocab_size)
+  generate = engine.make(build.build(config, jnp.dtype(dtype)), Settings(
+      int(load.limit.max()), (config.vocab_size,), 0, config.vocab_size, slots=load.batch,
+      kv_dtype=kv_dtype))
+  return lambda: int(generate(params, prompt, np.ones(prompt.shape, bool), keys.root(0),
+                              load.limit).mask.sum())
+
+
+def our_plain(config, params, load: Load, dtype: str) -> Callable[[], int]:
+  prompt, model = requests(load, config.vocab_size), build.build(config, jnp.dtype(dtype))
+
+  @functools.partial(jax.jit, static_argnames="longest")
+  def sample(params, prompt, longest):
+    return sampler.sample(model, params, prompt, jnp.ones(prompt.shape, bool), keys.root(0),
+                          max_response=longest, eos_ids=(config.vocab_size,), pad_id=0,
+                          vocab_size=config.vocab_size)
+
+  def run():
+    for at in range(0, len(prompt), load.batch):
+      part = slice(at, at + load.batch)
+      jax.block_until_ready(sample(params, prompt[part], int(load.limit[part].max())))
+    return int(load.limit.sum())
+  return run
+
+
+def torch_generate(config, params, load: Load, dtype: str) -> Callable[[], int]:
+  del params  # random weights of the same shape
+  raw = hf_config.to_hf(config, dtype)
+  model = transformers.AutoModelForCausalLM.from_config(
+      transformers.AutoConfig.for_model(**raw), dtype=getattr(torch, dtype)).eval()
+  prompt = requests(load, config.vocab_size)[::load.group].astype(np.int64)
+  at_once = load.batch // load.group
+
+  def run():
+    for at in range(0, len(prompt), at_once):
+      longest = int(load.limit[at * load.group:(at + at_once) * load.group].max())
+      ids = torch.from_numpy(prompt[at:at + at_once])
+      with torch.inference_mode():
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest,
+                       min_new_tokens=longest, do_sample=True, top_k=0,
+                       num_return_sequences=load.group, eos_token_id=None, pad_token_id=0)
+    return int(load.limit.sum())
+  return run
+
+
+CONTESTANTS = {"engine": our_engine, "engine, int8 cache": functools.partial(
+    our_engine, kv_dtype="int8"), "plain sampler": our_plain}
+if torch:
+  CONTESTANTS["transformers generate"] = torch_generate
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--quick", action="store_true")
+  parser.add_argument("--loads", nargs="+", choices=loads(False), default=list(loads(False)))
+  parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+  parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+  options = parser.parse_args()
+  config = model_config(options.quick)
+  params = build.init_params(config, keys.root(0))
+  peers = f", torch {torch.__version__}, transformers {transformers.__version__}" if torch else ""
+  print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}{peers}")
+  print("\n| load | contestant | dtype | tokens/s | spread | ratio |\n|---|---|---|---|---|---|")
+  for name in options.loads:
+    load = loads(options.quick)[name]
+    runs = {(who, dtype): CONTESTANTS[who](config, params, load, dtype)
+            for dtype in options.dtypes for who in options.contestants}
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for turn in range(REPEATS + 1):  # the first compiles
+      order = list(runs)[turn % len(runs):] + list(runs)[:turn % len(runs)]
+      for key in order:
+        run = runs[key]
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        tokens = run()
+        if turn:
+          found[key].append(tokens / (time.perf_counter() - start))
+    medians = {key: float(np.median(rates)) for key, rates in found.items()}
+    peers = [key for key in runs if key[0] == "transformers generate"]
+    base = max(medians[key] for key in peers or [
+        key for key in runs if key[0] == "plain sampler"] or runs)
+    for (who, dtype), rates in found.items():
+      rate = medians[who, dtype]
+      print(f"| {name} | {who} | {dtype} | {rate:.4g} | {min(rates):.4g} to {max(rates):.4g} | "
+            f"{rate / base:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,243 @@
+"""The engine draws what the plain sampler draws, whoever shares its slots."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import keys
+from opd_jax.models import build, configs, decoding
+from opd_jax.rollouts import batch as batches
+from opd_jax.rollouts import engine, sampler, scorer, slots
+from opd_jax.rollouts.sampler import Sampling
+from opd_jax.rollouts.slots import Settings
+
+SMALL = dict(vocab_size=48, embed_dim=32, num_layers=2, num_heads=4, head_dim=8, mlp_dim=48)
+ROPE = configs.RopeScaling("dynamic", 2.0, original_positions=16)  # its angles depend on length
+MODELS = {
+    "qwen3": dataclasses.replace(configs.NAMED["tiny_weak"], **SMALL, num_kv_heads=2),
+    "phi3": dataclasses.replace(configs.NAMED["phi3_mini"], **SMALL, num_kv_heads=2,
+                                sliding_window=7, rope_scaling=ROPE),
+    "gpt2": dataclasses.replace(configs.NAMED["gpt2"], **SMALL, num_kv_heads=4, max_positions=40),
+}
+WIDTH, T, V = 12, 24, 48
+KEY = keys.at(keys.root(1), "rollout")
+
+
+@functools.cache
+def policy(name="qwen3", dtype=jnp.float32):
+  params = build.init_params(MODELS[name], keys.root(0))
+  # Sharper than at birth, so that log-probabilities differ from uniform.
+  return build.build(MODELS[name], dtype), jax.tree.map(lambda x: x * 2.0, params)
+
+
+def prompts(count, group=1):
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(3, V, n).tolist() for n in rng.integers(1, WIDTH + 1, count)]
+  rows[-1] = rng.integers(3, V, WIDTH).tolist()
+  return [np.repeat(x, group, axis=0) for x in batches.pad(rows, WIDTH, 0, left=True)]
+
+
+def settings(eos=(2, 3, 4), **kwargs):
+  return Settings(T, eos, 0, V, **{"chunk": 4, "buckets": (6,), **kwargs})
+
+
+@functools.cache
+def plain(name, rows, group, eos, sampling=Sampling()):
+  model, params = policy(name)
+  out = jax.jit(lambda prompt, mask: sampler.sample(
+      model, params, prompt, mask, KEY, max_response=T, eos_ids=eos, pad_id=0, vocab_size=V,
+      sampling=sampling))(*prompts(rows, group))
+  return jax.tree.map(np.asarray, out)
+
+
+@jax.jit
+def score(*columns):
+  model, params = policy()
+  return scorer.logprobs(model, params, batches.Batch(*columns))[0]
+
+
+class EngineTest(parameterized.TestCase):
+
+  def assert_plain(self, wanted, name="qwen3", rows=9, group=1):
+    """The engine's rollout, after a look at whether it is the plain sampler's."""
+    model, params = policy(name)
+    got = engine.make(model, wanted)(params, *prompts(rows, group), KEY)
+    want = plain(name, rows, group, wanted.eos_ids, wanted.sampling)
+    np.testing.assert_array_equal(got.response, want.response)
+    np.testing.assert_array_equal(got.mask, want.mask)
+    np.testing.assert_allclose(got.sampler_logprobs, want.sampler_logprobs, atol=2e-5)
+    return got
+
+  @parameterized.parameters(*MODELS)
+  def test_every_family_equals_the_plain_sampler(self, name):
+    lengths = self.assert_plain(settings(slots=4), name).mask.sum(axis=1)
+    self.assertGreater(len(set(lengths)), 3)
+
+  @parameterized.parameters((1, 16), (4, 1), (64, 4))
+  def test_neither_slots_nor_chunks_change_a_row(self, count, chunk):
+    self.assert_plain(settings(slots=count, chunk=chunk))
+
+  def test_a_cache_that_grows_and_shrinks_changes_no_row(self):
+    widths, make = [], slots.compiled
+
+    def compiled(*args):
+      steps = make(*args)
+
+      def align(*args, width):
+        widths.append(width)
+        return steps.align(*args, width=width)
+      return steps._replace(align=align)
+
+    with mock.patch.object(engine, "NARROWEST", 16), mock.patch.object(slots, "compiled", compiled):
+      self.assert_plain(settings(slots=3))
+    change = np.diff(widths)
+    self.assertGreater(change.max(), 0)
+    self.assertLess(change.min(), 0)
+    self.assertIn(0, change)  # the columns had run out, not the width
+
+  @parameterized.parameters("short", "long", "one_long", "first")
+  def test_refill_under_every_load(self, load):
+    free = plain("qwen3", 9, 1, (V,)).response  # nobody ends
+    others = np.delete(free, 4, axis=0)
+    eos = {"short": free[:, :3], "long": [V], "one_long": np.setdiff1d(others[:, :3], free[4]),
+           "first": np.arange(V)}[load]
+    lengths = self.assert_plain(settings(tuple(np.unique(eos).tolist()), slots=3)).mask.sum(axis=1)
+    self.assertLessEqual(lengths.max(), {"short": 3, "first": 1}.get(load, T))
+    if load == "long":
+      np.testing.assert_array_equal(lengths, T)
+    if load == "one_long":
+      self.assertEqual(lengths[4], T)
+      self.assertLess(np.median(lengths), T / 2)
+
+  @parameterized.parameters((2, 16, 20), (9, 1, 4))
+  def test_a_group_reads_its_prompt_once(self, count, group, slots_count):
+    wanted = settings(slots=slots_count)
+    model, params = policy()
+    queue, read = engine.in_groups(*prompts(count, group), np.full(count * group, T)), []
+    steps = slots.compiled(model, wanted)
+
+    def prefill(weights, prompt, mask, **kwargs):
+      read.append(mask.sum(axis=1))
+      return steps.prefill(weights, prompt, mask, **kwargs)
+
+    weights = decoding.preparation(model)(params)
+    got = engine.run(steps._replace(prefill=prefill), wanted, weights, queue, KEY)
+    want = plain("qwen3", count, group, wanted.eos_ids)
+    np.testing.assert_array_equal(got.response, want.response)
+    block = -(-slots_count // group)
+    self.assertLen(read, -(-count // block))
+    np.testing.assert_array_equal(np.concatenate(read)[:count], queue.length[::group])
+
+  def test_greedy_and_filtered_draws_are_the_plain_samplers_too(self):
+    for sampling in (Sampling(temperature=0.0), Sampling(0.7, 20, 0.9)):
+      self.assert_plain(settings(sampling=sampling))
+
+  def test_logprobs_equal_the_scorers(self):
+    model, params = policy()
+    prompt, mask = prompts(9)
+    got = engine.make(model, settings(slots=4))(params, prompt, mask, KEY)
+    scored = score(prompt, mask, *got[:2])
+    np.testing.assert_allclose(np.where(got.mask, scored, 0), got.sampler_logprobs, atol=2e-5)
+
+  # In nats, of log-probabilities around -3: what rounding the cache alone costs.
+  @parameterized.parameters(("float32", 2e-5, 2e-5), ("bfloat16", 0.004, 0.03),
+                            ("int8", 0.008, 0.06))
+  def test_error_of_a_rounded_cache_is_bounded(self, kv_dtype, mean, most):
+    model, params = policy()
+    prompt, mask = prompts(9)
+    got = engine.make(model, settings((V,), kv_dtype=kv_dtype))(params, prompt, mask, KEY)
+    scored = score(prompt, mask, *got[:2])
+    error = np.abs(scored - got.sampler_logprobs)
+    self.assertLess(error.mean(), mean)
+    self.assertLess(error.max(), most)
+    if kv_dtype == "int8":
+      self.assertGreater(error.max(), 1e-4)  # it was int8
+
+  @parameterized.parameters(("float32", ""), ("bfloat16", ""), ("float32", "bfloat16"),
+                            ("bfloat16", "int8"))
+  def test_no_step_copies_the_cache(self, dtype, kv_dtype):
+    model, params = policy(dtype=jnp.dtype(dtype))
+    steps = slots.compiled(model, settings(kv_dtype=kv_dtype))
+    weights = decoding.preparation(model)(params)
+    cache = steps.empty(rows=5, width=37)  # sizes that nothing else has
+    rows = slots.Rows(*(np.zeros(5, np.int32) for _ in range(4)), np.ones(5, bool))
+    program = steps.decode.lower(weights, cache, jnp.zeros((5,), jnp.int32), rows, 12, 3, KEY,
+                                 length=WIDTH + T - 1).compile()
+    text = program.as_text()
+    shape = r"\w+\[5,2,37,8\]"
+    self.assertRegex(text, shape)
+    self.assertEqual(re.findall(rf"= {shape}\S* (?:copy|transpose|concatenate)\(.*", text), [])
+    size = sum(x.nbytes for x in jax.tree.leaves(cache.layers))
+    self.assertGreaterEqual(program.memory_analysis().alias_size_in_bytes, size)
+
+  def test_a_row_longer_than_the_model_allows_is_named(self):
+    model, params = policy("gpt2")
+    wanted = settings()._replace(max_response=30)
+    message = ("row 8 has a prompt of 12 tokens; with a response of up to 30 that makes 42, but "
+               "the model allows 40; shorten")
+    with self.assertRaisesRegex(ValueError, message):
+      engine.make(model, wanted)(params, *prompts(9), KEY)
+
+  def test_a_row_ends_at_its_own_limit(self):
+    model, params = policy()
+    generate, limit = engine.make(model, settings(slots=4)), np.array([1, 24, 3, 9, 2, 5, 1, 24, 7])
+    got, want = generate(params, *prompts(9), KEY, limit), plain("qwen3", 9, 1, (2, 3, 4))
+    np.testing.assert_array_equal(got.mask, want.mask & (np.arange(T) < limit[:, None]))
+    np.testing.assert_array_equal(got.response, np.where(got.mask, want.response, 0))
+    with self.assertRaisesRegex(ValueError, "limits are 1 to 25 tokens; .* max_response = 24"):
+      generate(params, *prompts(9), KEY, np.array([1] * 8 + [25]))
+
+  def test_an_unknown_cache_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "kv_dtype is 'int4'; it must be one of '', 'float32'"):
+      engine.make(policy()[0], settings(kv_dtype="int4"))
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, "tests/rollouts")
+import jax, numpy as np
+import engine_test
+from opd_jax import keys, sharding
+from opd_jax.models import build
+from opd_jax.rollouts import engine
+
+model, params = engine_test.policy()
+prompts, wanted = engine_test.prompts(8, 3), engine_test.settings(slots=8)
+want = engine.make(model, wanted)(params, *prompts, engine_test.KEY)
+mesh = sharding.make_mesh(4, 2)
+with jax.set_mesh(mesh):
+  born = jax.device_put(params, sharding.of_params(build.abstract_params(model.config), mesh))
+  got = engine.make(model, wanted)(born, *prompts, engine_test.KEY)
+print(json.dumps([bool(np.array_equal(got.response, want.response)),
+                  float(np.abs(got.sampler_logprobs - want.sampler_logprobs).max())]))
+"""
+
+
+class MeshTest(absltest.TestCase):
+
+  def test_eight_devices_equal_one(self):
+    env = os.environ | {"JAX_PLATFORMS": "cpu",
+                        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    child = subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=ROOT,
+                           capture_output=True, text=True)
+    self.assertEqual(child.returncode, 0, child.stderr)
+    same, error = json.loads(child.stdout.splitlines()[-1])
+    self.assertTrue(same)
+    self.assertLess(error, 2e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
