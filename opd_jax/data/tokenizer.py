@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 import functools
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -14,6 +15,9 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+
+# We want its tokenizers and configs alone, and so no advice about a missing PyTorch.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 # The private-use planes, from which `encode_chat` takes its place holders.
 PRIVATE = 0xF0000

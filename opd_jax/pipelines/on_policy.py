@@ -23,6 +23,7 @@ from opd_jax.models import hf
 from opd_jax.pipelines import evaluation
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import batch as batches
+from opd_jax.rollouts import engine
 from opd_jax.rollouts.batch import Batch
 from opd_jax.rollouts.sampler import Sampling
 from opd_jax.train_state import TrainState
@@ -96,18 +97,29 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     compiled = stack.enter_context(compilations.counted())
     if first_step == 0:
       writer.write(0, evaluation.named(evaluate(state.params, "step_000000")))
-    previous = None
+    previous, saved = None, first_step
+
+    def save(done: int, seen: dict[str, Any], scores: dict[str, float]) -> None:
+      train_state.check_finite(*previous)  # before this save may push out a good one
+      checkpoints.save(done, state, {"prompts": seen, "rewards": rewards}, scores)
 
     for step in range(first_step, total):
       done = step + 1
       log = done % config.log_every == 0 or done == total
       clock = Clock(log, state)
 
+      before = prompts.state()
       rows = next(prompts)
       batch = jax.device_put(batches.prompts(
           [row["prompt_ids"] for row in rows], rollout.group_size, policies.buckets(rollout),
           tokenizer.pad_id), spread)
-      batch = sample(state.params, batch, keys.at(root, "rollout", step))
+      try:
+        batch = sample(state.params, batch, keys.at(root, "rollout", step), stop)
+      except engine.Stopped:
+        if step > saved:
+          save(step, before, {})
+        progress.note(f"SIGTERM: saved after {step} updates; the same command goes on from here")
+        return
       clock.lap("rollout", batch.mask)
 
       verdicts = verify(policies.texts(tokenizer, batch),
@@ -141,13 +153,9 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       if config.eval.every and done % config.eval.every == 0 or done == total:
         scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
         writer.write(done, scores)
-      stopping = stop()  # asked once: what is answered "saved" has been saved
-      if done % config.checkpoint.every == 0 or done == total or stopping:
-        train_state.check_finite(*previous)  # before this save may push out a good one
-        checkpoints.save(done, state, {"prompts": prompts.state(), "rewards": rewards}, scores)
-      if stopping:
-        progress.note(f"SIGTERM: saved after {done} updates; the same command goes on from here")
-        return
+      if done % config.checkpoint.every == 0 or done == total:
+        save(done, prompts.state(), scores)
+        saved = done
     last = f"step_{total:06d}"
     if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
       writer.write(total, evaluation.named(evaluate(state.params, last)))

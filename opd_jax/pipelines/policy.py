@@ -131,8 +131,8 @@ def buckets(rollout: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
                  rollout: ml_collections.ConfigDict,
-                 sampling: Sampling) -> Callable[[Any, Batch, jax.Array], Batch]:
-  """A function (params, Batch of prompts, key) -> the Batch with its responses.
+                 sampling: Sampling) -> Callable[..., Batch]:
+  """A function (params, Batch of prompts, key, stop) -> the Batch with its responses.
 
   Args:
     model, tokenizer: of the policy.
@@ -145,8 +145,9 @@ def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
       vocab_size=tokenizer.vocab_size, sampling=sampling, slots=rollout.slots,
       chunk=rollout.decode_chunk, kv_dtype=rollout.kv_dtype, buckets=buckets(rollout)))
 
-  def sample(params: Any, batch: Batch, key: jax.Array) -> Batch:
-    found = generate(params, batch.prompt, batch.prompt_mask, key)
+  def sample(params: Any, batch: Batch, key: jax.Array,
+             stop: Callable[[], bool] = lambda: False) -> Batch:
+    found = generate(params, batch.prompt, batch.prompt_mask, key, stop=stop)
     spread = getattr(batch.prompt, "sharding", None)  # a numpy prompt is on no mesh
     return batch.replace(**jax.device_put(found._asdict(), spread))
   return sample

@@ -32,6 +32,10 @@ KV_DTYPES = ("", "float32", "bfloat16", "int8")
 Generate = Callable[..., Rollout]  # see `make`
 
 
+class Stopped(Exception):
+  """A rollout was asked to stop and left what it had: the same key draws it again."""
+
+
 class Queue(NamedTuple):
   """The rows of one call and their groups: neighbors that have the same prompt."""
 
@@ -52,8 +56,9 @@ def make(model: nn.Module, settings: Settings) -> Generate:
   Args:
     model: the policy.
     settings: see `Settings`.
-  Returns: (params, prompt i32[R, S] left-padded, its mask, scalar key, limit i32[R]) -> Rollout of
-    numpy [R, T] arrays. A row's own limit is at most T, which it is if none are given.
+  Returns: (params, prompt i32[R, S] left-padded, its mask, scalar key, limit i32[R], stop) ->
+    Rollout of numpy [R, T] arrays. A row's own limit is at most T, which it is if none are given.
+    `stop()` is asked before every chunk; once it is true, `Stopped` is raised.
   Raises: ValueError for an unknown `kv_dtype`; when called, for a limit that is not in 1..T, or
     for a prompt that with its response is longer than the model allows.
   """
@@ -63,12 +68,13 @@ def make(model: nn.Module, settings: Settings) -> Generate:
   steps, prepare = slots.compiled(model, settings), decoding.preparation(model)
 
   def generate(params: Any, prompt: np.ndarray, mask: np.ndarray, key: Array,
-               limit: np.ndarray | None = None) -> Rollout:
+               limit: np.ndarray | None = None,
+               stop: Callable[[], bool] = lambda: False) -> Rollout:
     if limit is None:
       limit = np.full(len(prompt), settings.max_response, np.int32)
     queue = in_groups(np.asarray(prompt), np.asarray(mask), limit)
     check(queue, settings.max_response, model.config.max_positions)
-    return run(steps, settings, prepare(params), queue, key)
+    return run(steps, settings, prepare(params), queue, key, stop)
   return generate
 
 
@@ -94,8 +100,8 @@ def check(queue: Queue, max_response: int, allowed: int) -> None:
         "prompt or the response")
 
 
-def run(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue,
-        key: Array) -> Rollout:
+def run(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue, key: Array,
+        stop: Callable[[], bool] = lambda: False) -> Rollout:
   """The loop over chunks: fills free slots, decodes, takes down what was drawn."""
   total, width = queue.prompt.shape
   count = min(settings.slots or total, total)
@@ -152,6 +158,8 @@ def run(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue,
       cache, token, drawn = steps.fill(weights, cache, token, block, source, chosen, rows, column,
                                        key)
       take(jax.device_get(drawn))
+    if stop():
+      raise Stopped
     if rows.live.any():
       ahead = min(settings.chunk, int((rows.limit - rows.drawn)[rows.live].max()))
       room(0, ahead)

@@ -1,5 +1,6 @@
 """The loop resumes exactly, is the same on any mesh, and refuses what cannot work."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -15,7 +17,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from opd_jax import config as configs
-from opd_jax import keys, main, sharding, train_state
+from opd_jax import keys, main, preemption, sharding, train_state
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.losses import masked
 from opd_jax.pipelines import on_policy, opd
@@ -103,6 +105,18 @@ class ResumeTest(absltest.TestCase):
     ours, theirs = weights(unbroken), weights(broken)
     for name in ours:
       np.testing.assert_array_equal(ours[name], theirs[name], name)
+
+  def test_a_rollout_that_was_broken_off_is_drawn_again(self):
+    unbroken = self.create_tempdir().full_path
+    run(tiny(), unbroken)
+    broken = self.create_tempdir().full_path
+    three_done = lambda: os.path.exists(f"{broken}/metrics.jsonl") and len(losses(broken)) == 3
+    with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(three_done)):
+      run(tiny(), broken)  # the fourth rollout has begun
+    self.assertEqual(steps_saved(broken)[-1], 3)
+    self.assertFalse(os.path.exists(f"{broken}/export"))
+    run(tiny(), broken)
+    self.assertEqual(lines(unbroken), lines(broken))
 
   def test_fewer_steps_are_refused_and_as_many_as_are_done_finish(self):
     workdir = self.create_tempdir().full_path

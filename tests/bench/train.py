@@ -1,0 +1,131 @@
+"""Tokens a second of training: our steps against the same steps in torch.
+
+    python tests/bench/train.py            # 135M parameters, 8 x 128 tokens; minutes on 2 cores
+    python tests/bench/train.py --quick    # a small model, to try the script
+
+Two steps: supervised ("sft": forward, backward, AdamW), and distillation over the whole vocabulary
+("distill": teacher's forward pass, student's forward and backward, reverse KL, AdamW). Ours are the
+functions that the pipelines run, metrics included, with float32 master parameters and the compute
+dtype named; torch's are transformers' model, its parameters in the dtype named, torch.optim.AdamW,
+the textbook loss in float32. Both models have random weights of SmolLM2-135M's shape. Contestants
+take turns in one process and one run: medians of 5 with their spread; ratios are to torch's faster
+dtype.
+"""
+
+import argparse
+from collections.abc import Callable
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import config as configs
+from opd_jax import keys, sharding, train_state
+from opd_jax.losses import masked
+from opd_jax.models import build, hf_config
+from opd_jax.models import configs as models
+from opd_jax.pipelines import offline, opd
+from opd_jax.rollouts.batch import Batch
+
+try:
+  import torch
+  import transformers
+except ImportError:
+  torch = None
+
+REPEATS, PAUSE, ROWS, LENGTH = 5, 0.5, 8, 128
+
+
+def tokens(vocabulary: int) -> np.ndarray:
+  return np.random.default_rng(0).integers(3, vocabulary, (ROWS, LENGTH)).astype(np.int32)
+
+
+def batch_of(ids: np.ndarray) -> Batch:
+  """Every token but the first is a response to it."""
+  real = np.ones(ids.shape, bool)
+  return Batch(prompt=ids[:, :1], prompt_mask=real[:, :1], response=ids[:, 1:], mask=real[:, 1:],
+               learn=real[:, 1:], sampler_logprobs=np.full((ROWS, LENGTH - 1), -10.0, np.float32))
+
+
+def ours(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], None]:
+  model, batch = build.build(shape, jnp.dtype(dtype)), jax.device_put(batch_of(
+      tokens(shape.vocab_size)))
+  config = (configs.on_policy(loss=dict(surrogate="reverse_kl")) if distill
+            else configs.offline())
+  optimizer = train_state.make_optimizer(config.optimizer, 1000)
+  state = train_state.create(build.init_params(shape, keys.root(0)), optimizer, False,
+                             sharding.make_mesh())
+  room = opd if distill else offline
+  step = train_state.jit_train_step(train_state.make_train_step(
+      functools.partial(room.loss, model, config.loss), room.describe, optimizer,
+      masked.COUNTS[config.loss.aggregate], 1, 0.0), state)
+  teacher, score, head = None, None, None
+  if distill:
+    teacher = build.init_params(shape, keys.root(1))
+    score = jax.jit(functools.partial(opd.score, model, config.loss))
+    head = opd.scorer.head(model, teacher).astype(model.dtype)
+
+  def run():
+    nonlocal state
+    state, metrics = step(state, score(teacher, batch) if distill else batch, head)
+    jax.block_until_ready(metrics)
+  return run
+
+
+def torchs(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], None]:
+  raw = transformers.AutoConfig.for_model(**hf_config.to_hf(shape, dtype))
+  make = lambda: transformers.AutoModelForCausalLM.from_config(raw, dtype=getattr(torch, dtype))
+  student, teacher = make().train(), make().eval() if distill else None
+  optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+  ids = torch.from_numpy(tokens(shape.vocab_size).astype(np.int64))
+  scores = lambda model: model(ids).logits[:, :-1].float().log_softmax(-1)
+
+  def run():
+    p = scores(student)
+    if distill:
+      with torch.no_grad():
+        q = scores(teacher)
+      loss = (p.exp() * (p - q)).sum(-1).mean()
+    else:
+      loss = -p.gather(-1, ids[:, 1:, None]).mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+  return run
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--quick", action="store_true")
+  parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+  parser.add_argument("--steps", nargs="+", choices=("sft", "distill"), default=["sft", "distill"])
+  options = parser.parse_args()
+  shape = models.NAMED["tiny_weak" if options.quick else "smollm2_135m"]
+  peers = f", torch {torch.__version__}, transformers {transformers.__version__}" if torch else ""
+  print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}{peers}")
+  print("\n| step | contestant | dtype | tokens/s | spread | ratio |\n|---|---|---|---|---|---|")
+  contestants = {"ours": ours} | ({"torch": torchs} if torch else {})
+  for name in options.steps:
+    runs = {(who, dtype): make(shape, dtype, name == "distill")
+            for who, make in contestants.items() for dtype in options.dtypes}
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for turn in range(REPEATS + 1):  # the first compiles
+      order = list(runs)[turn % len(runs):] + list(runs)[:turn % len(runs)]
+      for key in order:
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        runs[key]()
+        if turn:
+          found[key].append(ROWS * LENGTH / (time.perf_counter() - start))
+    medians = {key: float(np.median(rates)) for key, rates in found.items()}
+    base = max(rate for (who, _), rate in medians.items() if who == "torch" or not torch)
+    for (who, dtype), rates in found.items():
+      rate = medians[who, dtype]
+      print(f"| {name} | {who} | {dtype} | {rate:.4g} | {min(rates):.4g} to {max(rates):.4g} | "
+            f"{rate / base:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+  main()
