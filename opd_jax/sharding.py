@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, str | None] = {
@@ -69,6 +70,25 @@ def shards(name: str, size: int) -> int:
   mesh = jax.sharding.get_abstract_mesh()
   axis = RULES[name]
   return mesh.shape[axis] if not mesh.empty and size % mesh.shape[axis] == 0 else 1
+
+
+def on_shards(function: Any, *names: str | None) -> Any:
+  """`function` on every device's own part of its arrays, for what XLA would gather them for.
+
+  Args:
+    function: of arrays of the same layout, into arrays (or a list of them) of that layout too;
+      a dimension of size 1 that `names` cuts belongs to all devices.
+    names: logical dimensions of all of them.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function
+
+  def call(*arrays):
+    cut = spec(names, jnp.broadcast_shapes(*(x.shape[:-1] + (1,) for x in arrays)), mesh)
+    own = lambda x: PartitionSpec(*(axis if x.shape[i] > 1 else None for i, axis in enumerate(cut)))
+    return jax.shard_map(function, in_specs=tuple(map(own, arrays)), out_specs=cut)(*arrays)
+  return call
 
 
 def of_params(boxed: Any, mesh: Mesh) -> Any:

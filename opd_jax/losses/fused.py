@@ -16,8 +16,10 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from opd_jax import sharding
 from opd_jax.losses import divergences, masked
-from opd_jax.losses.tiles import Model, Readout, Tiles, gone, mean, whole
+from opd_jax.losses.tiles import (
+    LOW, Readout, Side, Tiles, minus_infinity, over_blocks, weighted_sum)
 
 Aggregate = Callable[[Array, Array], Array]
 Slope = Callable[[Array, Array], Array]  # (i, student's logits of block i) -> array of their shape
@@ -36,7 +38,7 @@ class _Divergence(NamedTuple):
   teacher: Readout
 
 
-def _over_vocabulary(static: _Divergence, student: Model, teacher: Model, tiles: Tiles
+def _over_vocabulary(static: _Divergence, student: Side, teacher: Side, tiles: Tiles
                      ) -> tuple[Array, Slope]:
   """A divergence over all tokens: values [B, t], and its derivative in the student's logits.
 
@@ -52,17 +54,20 @@ def _over_vocabulary(static: _Divergence, student: Model, teacher: Model, tiles:
   def summarize(i):
     z, y = student.logits(tiles, i), teacher.logits(tiles, i)
     totals = jax.nn.logsumexp(z, axis=-1), jax.nn.logsumexp(y, axis=-1)
-    means = {"reverse_kl": lambda: mean(z - totals[0][..., None], z - y),
-             "forward_kl": lambda: mean(y - totals[1][..., None], y - z), "jsd": lambda: None}[kind]()
+    # Normalized within the block: what is added to all logits must not be there to be rounded.
+    p, q = z - totals[0][..., None], y - totals[1][..., None]
+    means = {"reverse_kl": lambda: weighted_sum(p, p - q),
+             "forward_kl": lambda: weighted_sum(q, q - p), "jsd": lambda: None}[kind]()
     return totals, means
 
-  (student_totals, teacher_totals), means = jax.lax.map(summarize, tiles.blocks)
-  student_total, teacher_total = whole(student_totals), whole(teacher_totals)
+  totals, means = jax.lax.map(summarize, tiles.blocks)
+  (student_total, student_share), (teacher_total, teacher_share) = map(over_blocks, totals)
   logprobs = lambda i, z: (z - student_total[..., None, None],
                            teacher.logits(tiles, i) - teacher_total[..., None, None])
+  kl = lambda share, other: jnp.sum(jnp.exp(share) * (means + share - other), axis=(0, 3))
 
   if kind == "reverse_kl":
-    value = whole(student_totals, means) - (student_total - teacher_total)
+    value = kl(student_share, teacher_share)
 
     def slope(i, z):
       p, q = logprobs(i, z)
@@ -71,7 +76,7 @@ def _over_vocabulary(static: _Divergence, student: Model, teacher: Model, tiles:
     return value, slope
 
   if kind == "forward_kl":
-    value = whole(teacher_totals, means) - (teacher_total - student_total)
+    value = kl(teacher_share, student_share)
 
     def slope(i, z):
       p, q = logprobs(i, z)
@@ -82,7 +87,7 @@ def _over_vocabulary(static: _Divergence, student: Model, teacher: Model, tiles:
   def to_mixture(i):
     p, q = logprobs(i, student.logits(tiles, i))
     m = divergences.mixture(p, q, beta)
-    return [mean(x, x - m) for x in (p, q)]
+    return [weighted_sum(x, x - m) for x in (p, q)]
 
   of_student, of_teacher = (jnp.sum(x, axis=(0, 3)) for x in jax.lax.map(to_mixture, tiles.blocks))
 
@@ -94,53 +99,61 @@ def _over_vocabulary(static: _Divergence, student: Model, teacher: Model, tiles:
   return beta * of_teacher + (1.0 - beta) * of_student, slope
 
 
-def _best(tiles: Tiles, k: int, models: Sequence[Model]) -> tuple[Array, list[Array], list[Array]]:
-  """The tokens that the first model finds most likely.
+def _best(tiles: Tiles, k: int, sides: Sequence[Side]) -> tuple[Array, list[Array], list[Array]]:
+  """The tokens that the first side finds most likely.
 
-  Returns: ids i32[B, t, k], best first; of every model its logits at them, f32[B, t, k], and the
+  Returns: ids i32[B, t, k], best first; of every side its logits at them, f32[B, t, k], and the
     logsumexp of all its logits, f32[B, t].
   """
   def larger(best, new):
     """The k with the largest first entries, in every lane."""
     both = [jnp.concatenate([a, jnp.broadcast_to(b, (*a.shape[:-1], b.shape[-1]))], axis=-1)
             for a, b in zip(best, new)]
-    largest, at = jax.lax.top_k(both[0], k)
-    return [largest, *(jnp.take_along_axis(x, at, axis=-1) for x in both[1:])]
+    return sharding.on_shards(largest, "batch", None, "vocab", None)(*both)
+
+  def largest(*columns):
+    first, at = jax.lax.top_k(columns[0], k)
+    return [first, *(jnp.take_along_axis(x, at, axis=-1) for x in columns[1:])]
 
   def summarize(best, i):
-    logits = [model.logits(tiles, i) for model in models]
+    logits = [side.logits(tiles, i) for side in sides]
     return larger(best, [*logits, tiles.ids(i)]), [jax.nn.logsumexp(z, axis=-1) for z in logits]
 
-  nothing = jnp.full((*models[0].hidden.shape[:2], tiles.lanes, k), -jnp.inf)
+  nothing = jnp.full((*sides[0].hidden.shape[:2], tiles.lanes, k), -jnp.inf)
   best, totals = jax.lax.scan(
-      summarize, [nothing] * len(models) + [nothing.astype(jnp.int32)], tiles.blocks)
-  lanes = [jnp.moveaxis(x, 2, 0) for x in best]
-  *logits, ids = functools.reduce(
-      larger, ([x[lane] for x in lanes] for lane in range(tiles.lanes)))
-  return ids, logits, [whole(x) for x in totals]
+      summarize, [nothing] * len(sides) + [nothing.astype(jnp.int32)], tiles.blocks)
+  of_all = [x.reshape(*x.shape[:2], -1) for x in best]
+  *logits, ids = sharding.on_shards(largest, "batch", None, None)(*of_all)
+  return ids, logits, [over_blocks(x)[0] for x in totals]
 
 
-def _over_top(static: _Divergence, student: Model, teacher: Model, tiles: Tiles
+def _over_top(static: _Divergence, student: Side, teacher: Side, tiles: Tiles
               ) -> tuple[Array, Slope]:
   """A divergence over K tokens and their tail: values [B, t], and its derivative, as above."""
   turn = slice(None) if static.top_of == "student" else slice(None, None, -1)
   ids, logits, totals = _best(tiles, static.top_k, (student, teacher)[turn])
-  p, q = (gone(z - total[..., None]) for z, total in zip(logits[turn], totals[turn]))
+  p, q = (minus_infinity(z - total[..., None]) for z, total in zip(logits[turn], totals[turn]))
   value, pull = jax.vjp(lambda p: divergences.topk_divergence(
       p, q, static.kind, static.beta, static.tail), p)
   of_top, = pull(jnp.ones_like(value))
   total, of_total = totals[turn][0][..., None, None], jnp.sum(of_top, axis=-1)[..., None, None]
 
   def slope(i, z):
-    slopes = (-jnp.exp(z - total) * of_total).reshape(*ids.shape[:2], -1)
-    rows, columns = jnp.arange(ids.shape[0])[:, None, None], jnp.arange(ids.shape[1])[:, None]
-    return slopes.at[rows, columns, tiles.places(i, ids)].add(of_top, mode="drop").reshape(z.shape)
+    slopes = -jnp.exp(z - total) * of_total
+    return sharding.on_shards(add, "batch", None, "vocab", None)(
+        slopes, tiles.places(i, ids), of_top[:, :, None])
+
+  def add(slopes, places, of_top):
+    b, t, m, _ = (jnp.arange(size).reshape([-1 if i == axis else 1 for i in range(4)])
+                  for axis, size in enumerate(slopes.shape))
+    return slopes.at[b, t, m, places].add(of_top, mode="drop")
 
   return value, slope
 
 
 def _compare(static: _Divergence, with_gradient: bool, student_hidden: Array, student_head: Array,
-             teacher_hidden: Array, teacher_head: Array, weight: Array, banned: Array | None) -> Any:
+             teacher_hidden: Array, teacher_head: Array, weight: Array,
+             banned: Array | None) -> Any:
   """values [B, T] and, if asked for, the gradients of sum(weight * values)."""
   tiles = Tiles.of(weight.shape, student_head.shape[1], static.tile)
   heads = tiles.in_lanes(student_head), tiles.in_lanes(teacher_head)
@@ -148,8 +161,8 @@ def _compare(static: _Divergence, with_gradient: bool, student_hidden: Array, st
 
   def tile(collected, columns):
     hidden, teacher_hidden, weight = columns
-    student = Model(static.student, hidden, heads[0], banned)
-    teacher = Model(static.teacher, teacher_hidden, heads[1], banned)
+    student = Side(static.student, hidden, heads[0], banned)
+    teacher = Side(static.teacher, teacher_hidden, heads[1], banned)
     values, slope = (_over_top if static.top_k else _over_vocabulary)(
         static, student, teacher, tiles)
     if not with_gradient:
@@ -159,13 +172,13 @@ def _compare(static: _Divergence, with_gradient: bool, student_hidden: Array, st
     return collected, (values, gradient)
 
   collected, (values, gradient) = jax.lax.scan(
-      tile, jnp.zeros(heads[0].shape, jnp.float32) if with_gradient else None,
+      tile, tiles.collector(student_hidden.shape[2]) if with_gradient else None,
       [tiles.cut(x) for x in (student_hidden, teacher_hidden, weight)])
   values = tiles.join(values, weight.shape[1])
   if not with_gradient:
     return values
   return (values, tiles.join(gradient, weight.shape[1]),
-          tiles.from_lanes(collected).astype(student_head.dtype))
+          tiles.collected(collected).astype(student_head.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -202,8 +215,9 @@ def fused_divergence(student_hidden: Array, student_head: Array, teacher_hidden:
       loss = aggregate(weight * divergence(student, teacher))
 
   Args:
-    student_hidden: [B, T, D], states that predict the response; products are in its dtype,
-      summed in float32, and everything from the logits on is float32.
+    student_hidden: [B, T, D], states that predict the response; products are in its dtype
+      (`jax_default_matmul_precision` for float32), summed in float32; from the logits on
+      everything is float32.
     student_head: [D, V], any float dtype (its gradient's too).
     teacher_hidden, teacher_head: [B, T, D'], [D', V']; no gradient. Where one head is longer, what
       it has beyond the shared ids is padding and takes no part.
@@ -223,8 +237,8 @@ def fused_divergence(student_hidden: Array, student_head: Array, teacher_hidden:
     only), and the divergences f32[B, T], nats per token, 0 outside the mask, without one.
   Raises: ValueError for an unknown kind, beta, top_of or tail, or a top_k beyond the vocabulary;
     AssertionError at trace time on shapes.
-  Source: METHODS 1; a gradient in the forward pass as in "Liger Kernel: Efficient Triton Kernels for
-    LLM Training", blocks of the vocabulary as in "Cut Your Losses in Large-Vocabulary Language
+  Source: METHODS 1; a gradient in the forward pass as in "Liger Kernel: Efficient Triton Kernels
+    for LLM Training", blocks of the vocabulary as in "Cut Your Losses in Large-Vocabulary Language
     Models".
   """
   chex.assert_rank([student_hidden, teacher_hidden], 3)
@@ -235,6 +249,10 @@ def fused_divergence(student_hidden: Array, student_head: Array, teacher_hidden:
   divergences.check_kind(kind, beta)
   check_top(top_k, top_of, tail, shared)
   static = _Divergence(kind, beta, top_k, top_of, tail, tile, student_readout, teacher_readout)
+  if weight is not None:
+    chex.assert_equal_shape([mask, weight])
+  if banned is not None:
+    chex.assert_shape(banned, (shared,))
   weigh = lambda x: aggregate(x if weight is None else x * weight, mask)
   weights = jax.grad(weigh)(jnp.zeros(mask.shape, jnp.float32))
   still, real = jax.lax.stop_gradient, mask[..., None]
@@ -271,27 +289,29 @@ def _logprobs(static: _Tokens, hidden: Array, head: Array, tokens: Array,
 
 def _logprobs_forward(static: _Tokens, hidden: Array, head: Array, tokens: Array,
                       banned: Array | None) -> Any:
-  """With z the logits, l their logsumexp:   log p_y = z_y - l,   H = l - E[z]"""
+  """Besides the results: what the backward pass wants, l = logsumexp(z) among it."""
   tiles = Tiles.of(tokens.shape, head.shape[1], static.tile)
   cut = tiles.in_lanes(head), None if banned is None else tiles.in_lanes(banned)
 
   def tile(columns):
     hidden, tokens = columns
-    model = Model(static.readout, hidden, *cut)
+    side = Side(static.readout, hidden, *cut)
 
     def summarize(i):
-      z = model.logits(tiles, i)
+      z = side.logits(tiles, i)
       total = jax.nn.logsumexp(z, axis=-1)
-      chosen = jnp.where(tiles.chosen(i, tokens), z, 0.0)
-      return total, mean(z - total[..., None], z), jnp.sum(chosen, axis=-1)
+      p = z - total[..., None]
+      chosen = jnp.max(jnp.where(tiles.chosen(i, tokens), z, LOW), axis=-1)
+      return total, weighted_sum(p, p), chosen
 
     totals, means, chosen = jax.lax.map(summarize, tiles.blocks)
-    total = whole(totals)
-    return gone(jnp.sum(chosen, axis=(0, 3)) - total), total - whole(totals, means), total
+    total, share = over_blocks(totals)
+    entropy = -jnp.sum(jnp.exp(share) * (means + share), axis=(0, 3))
+    return minus_infinity(jnp.max(chosen, axis=(0, 3)) - total), entropy, total
 
   out = jax.lax.map(tile, (tiles.cut(hidden), tiles.cut(tokens)))
   logprobs, entropy, total = (tiles.join(x, tokens.shape[1]) for x in out)
-  return (logprobs, entropy), (hidden, head, tokens, banned, entropy, total)
+  return (logprobs, entropy), (hidden, head, tokens, banned, logprobs, entropy, total)
 
 
 def _logprobs_backward(static: _Tokens, saved: Any, cotangents: tuple[Array, Array]) -> Any:
@@ -299,12 +319,14 @@ def _logprobs_backward(static: _Tokens, saved: Any, cotangents: tuple[Array, Arr
 
       d log p_y / dz = 1_y - e^p,     d H / dz = -e^p (p + H)
   """
-  hidden, head, tokens, banned, entropy, total = saved
+  hidden, head, tokens, banned, logprobs, entropy, total = saved
   tiles = Tiles.of(tokens.shape, head.shape[1], static.tile)
   cut = tiles.in_lanes(head), None if banned is None else tiles.in_lanes(banned)
+  of_logprobs, of_entropy = cotangents
+  of_logprobs = jnp.where(jnp.isneginf(logprobs), 0.0, of_logprobs)  # a token that cannot be
   # A column without cotangent may hold anything, NaN too, and must not spoil the head's gradient.
-  live = (cotangents[0] != 0.0) | (cotangents[1] != 0.0)
-  calm = lambda x: jnp.where(live if x.ndim == 2 else live[..., None], x, 0)
+  live = (of_logprobs != 0.0) | (of_entropy != 0.0)
+  blank = lambda x: jnp.where(live if x.ndim == 2 else live[..., None], x, 0)
 
   def tile(collected, columns):
     hidden, tokens, *columns = columns
@@ -315,13 +337,13 @@ def _logprobs_backward(static: _Tokens, saved: Any, cotangents: tuple[Array, Arr
       slopes = -jnp.exp(p) * (of_logprob + of_entropy * (p + entropy))
       return jnp.where(tiles.chosen(i, tokens), slopes + of_logprob, slopes)
 
-    gradient, collected = Model(static.readout, hidden, *cut).gradients(tiles, slope, collected)
+    gradient, collected = Side(static.readout, hidden, *cut).gradients(tiles, slope, collected)
     return collected, gradient
 
   collected, gradient = jax.lax.scan(
-      tile, jnp.zeros(cut[0].shape, jnp.float32),
-      [tiles.cut(calm(x)) for x in (hidden, tokens, entropy, total, *cotangents)])
-  return (tiles.join(gradient, tokens.shape[1]), tiles.from_lanes(collected).astype(head.dtype),
+      tile, tiles.collector(hidden.shape[2]),
+      [tiles.cut(blank(x)) for x in (hidden, tokens, entropy, total, of_logprobs, of_entropy)])
+  return (tiles.join(gradient, tokens.shape[1]), tiles.collected(collected).astype(head.dtype),
           None, None)
 
 
@@ -329,13 +351,15 @@ _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 
 def fused_logprobs(hidden: Array, head: Array, tokens: Array, *, readout: Readout = Readout(),
-                   banned: Array | None = None, tile: tuple[int, int] = (0, 0)) -> tuple[Array, Array]:
+                   banned: Array | None = None, tile: tuple[int, int] = (0, 0)
+                   ) -> tuple[Array, Array]:
   """Log-probability of given tokens, and the entropy of the distributions they came from.
 
   Args:
     hidden: [B, T, D], states that predict the tokens; products are in its dtype, summed in float32.
     head: [D, V], any float dtype (its gradient's too).
-    tokens: i32[B, T], ids below V.
+    tokens: i32[B, T]; an id that is banned, or not below V, has log-probability -inf and no
+      gradient.
     readout: scale, soft cap and temperature of the logits.
     banned: bool[V], tokens of probability 0.
     tile: as in `fused_divergence`.
@@ -356,6 +380,7 @@ def fused_topk(hidden: Array, head: Array, k: int, *, readout: Readout = Readout
   Args: as `fused_logprobs`.
   Returns: (ids i32[B, T, k], log-probabilities f32[B, T, k] in nats).
   Raises: ValueError for a k that is not in 1..V; AssertionError at trace time on shapes.
+  Source: METHODS 1 and 4 (what a top-k divergence compares).
   """
   chex.assert_rank([hidden, head], [3, 2])
   if not 1 <= k <= head.shape[1]:
@@ -365,7 +390,7 @@ def fused_topk(hidden: Array, head: Array, k: int, *, readout: Readout = Readout
   head = tiles.in_lanes(head)
 
   def one(hidden):
-    ids, (logits,), (total,) = _best(tiles, k, [Model(readout, hidden, head, None)])
+    ids, (logits,), (total,) = _best(tiles, k, [Side(readout, hidden, head, None)])
     return ids, logits - total[..., None]
 
   out = jax.lax.map(one, tiles.cut(hidden))

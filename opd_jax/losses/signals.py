@@ -89,5 +89,3 @@ def group_advantage(rewards: Array, normalize_std: bool = True) -> Array:
     centered = centered / (jnp.std(rewards, axis=1, keepdims=True, ddof=1) + 1e-6)
   return jax.lax.stop_gradient(jnp.where(equal, 0.0, centered))
 
-
-SIGNALS = {"opd": opd, "g_opd": g_opd}

@@ -1,7 +1,7 @@
 """Tiles: how logits are made piece by piece, some columns of T by a block of the vocabulary.
 
-The vocabulary is seen in passes of blocks. A first pass summarizes every block; its share of the
-whole is known afterwards, from its logsumexp,
+The vocabulary is seen in passes of blocks. The first pass keeps each block's logsumexp l_i and its
+means under its own softmax; from these the means over the whole vocabulary follow,
 
     l = log sum_v e^z = logsumexp_i(l_i),    E[x] = sum_i e^(l_i - l) E_i[x],
 
@@ -10,7 +10,8 @@ slopes and these into gradients. Where one block is the whole vocabulary, XLA se
 same product and makes it once.
 
 On a mesh every device keeps its own rows and its own part of the vocabulary, a lane: blocks are cut
-from all lanes at once, and sums over lanes wait until the last block.
+from all lanes at once, and what devices must add up, they add after the last block. Only the sizes
+of the mesh are asked for; without one the same code runs on one device.
 """
 
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Tiles(NamedTuple):
   """How [T] x [V] is cut. Static."""
 
   columns: int  # of T in a tile
+  parts: int    # of the rows, one a device
   lanes: int    # parts of the vocabulary, one a device
   size: int     # tokens of a lane
   block: int    # of them in a tile
@@ -74,13 +76,13 @@ class Tiles(NamedTuple):
       vocabulary: V.
       asked: columns of T and tokens of V in a tile; 0 leaves that one to us.
     """
-    lanes = sharding.shards("vocab", vocabulary)
-    rows, size = -(-shape[0] // sharding.shards("batch", shape[0])), vocabulary // lanes
+    parts, lanes = sharding.shards("batch", shape[0]), sharding.shards("vocab", vocabulary)
+    rows, size = max(shape[0] // parts, 1), vocabulary // lanes
     height = max(HEIGHT, ELEMENTS // size)
     columns = _even(shape[1], asked[0] or max(height // rows, 1))
     block = _even(size, asked[1] or max(ELEMENTS // (rows * columns), 1))
     aligned = block if asked[1] else min(-(-block // 128) * 128, size)  # a vector unit's width
-    return cls(columns, lanes, size, aligned)
+    return cls(columns, parts, lanes, size, aligned)
 
   @property
   def blocks(self) -> Array:
@@ -105,19 +107,24 @@ class Tiles(NamedTuple):
     return (tokens[..., None, None] == self.ids(i)) & self.new(i)
 
   def places(self, i: Array, ids: Array) -> Array:
-    """Of tokens i32[...], where they stand in block i, all lanes after each other; else behind."""
-    lane, place = ids // self.size, ids % self.size - self.start(i)
+    """Where in block i tokens i32[B, t, k] stand, i32[B, t, lanes, k]; `block` if they do not."""
+    place = ids[:, :, None] - self.size * jnp.arange(self.lanes)[:, None] - self.start(i)
     seen = i * self.block - self.start(i)  # of the last block, by the one before
-    here = (place >= seen) & (place < self.block)
-    return jnp.where(here, lane * self.block + place, self.lanes * self.block)
+    here = (place >= seen) & (place < self.block) & (place < self.size - self.start(i))
+    return jnp.where(here, place, self.block)
 
   def in_lanes(self, x: Array) -> Array:
     """[..., V] -> [lanes, ..., size], each lane on its device."""
     return jnp.moveaxis(x.reshape(*x.shape[:-1], self.lanes, self.size), -2, 0)
 
-  def from_lanes(self, x: Array) -> Array:
-    """The inverse of `in_lanes`."""
-    return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], self.lanes * self.size)
+  def collector(self, width: int) -> Array:
+    """Zeros f32[parts, lanes, D, size], where each device collects its rows' gradient of a head."""
+    zeros = jnp.zeros((self.parts, self.lanes, width, self.size), jnp.float32)
+    return sharding.constrain(zeros, "batch", "vocab", None, None)
+
+  def collected(self, x: Array) -> Array:
+    """What all devices collected, f32[D, V]."""
+    return jnp.moveaxis(jnp.sum(x, axis=0), 0, 1).reshape(x.shape[2], self.lanes * self.size)
 
   def take(self, x: Array, i: Array) -> Array:
     """[lanes, ..., size] -> [lanes, ..., block]."""
@@ -144,11 +151,11 @@ class Tiles(NamedTuple):
 
 def _even(length: int, most: int) -> int:
   """The size of pieces, of at most `most`, that are nearly equal."""
-  return -(-length // -(-length // most))
+  return -(-length // -(-length // most)) if length else 1
 
 
-class Model(NamedTuple):
-  """One model's side of a tile."""
+class Side(NamedTuple):
+  """One model, student or teacher, at the columns of a tile."""
 
   readout: Readout
   hidden: Array         # [B, t, D]
@@ -174,10 +181,12 @@ class Model(NamedTuple):
 
     Args:
       slope: (i, logits of block i) -> f32[B, t, lanes, block], derivative with respect to them.
-      collected: f32[lanes, D, size], the head's gradient so far, changed in place in a loop.
+      collected: from `Tiles.collector`, changed in place in a loop.
     Returns: the gradient [B, t, D] of the hidden states, and `collected` with the tile's share.
     """
-    turned = self.hidden.transpose(2, 0, 1)  # a CPU is slow at products over both first dimensions
+    columns, width = self.hidden.shape[1:]
+    # Transposed before the loop: a CPU is slow at products over two first dimensions.
+    hidden = self.hidden.reshape(tiles.parts, -1, columns, width).transpose(0, 3, 1, 2)
 
     def add(carry, i):
       of_hidden, collected = carry
@@ -186,8 +195,10 @@ class Model(NamedTuple):
       slopes = self.readout.back(logits, slope(i, logits)).astype(self.hidden.dtype)
       of_hidden += jnp.einsum("btmv,mdv->mbtd", slopes, self.block(tiles, i),
                               preferred_element_type=jnp.float32)
-      share = jnp.einsum("dbt,btmv->dmv", turned, slopes, preferred_element_type=jnp.float32)
-      return (of_hidden, tiles.add(collected, i, jnp.moveaxis(share, 1, 0))), None
+      share = jnp.einsum("ndbt,nbtmv->ndmv", hidden,
+                         slopes.reshape(tiles.parts, -1, *slopes.shape[1:]),
+                         preferred_element_type=jnp.float32)
+      return (of_hidden, tiles.add(collected, i, jnp.moveaxis(share, 2, 1))), None
 
     of_hidden = sharding.constrain(jnp.zeros((tiles.lanes, *self.hidden.shape), jnp.float32),
                                    "vocab", "batch", None, None)
@@ -195,20 +206,19 @@ class Model(NamedTuple):
     return jnp.sum(of_hidden, axis=0).astype(self.hidden.dtype), collected
 
 
-def mean(logprobs: Array, x: Array) -> Array:
-  """sum_v e^logprobs x over a block, [B, t, lanes]."""
+def weighted_sum(logprobs: Array, x: Array) -> Array:
+  """sum_v e^logprobs x over the tokens of a block, [B, t, lanes]."""
   # As a product: XLA on a CPU takes ten times longer for a sum that it fuses with two factors.
   return jnp.einsum("btmv,btmv->btm", jnp.exp(logprobs), x, precision=jax.lax.Precision.HIGHEST)
 
 
-def whole(totals: Array, means: Array | None = None) -> Array:
-  """Blocks' logsumexps, or with them blocks' means, [blocks, B, t, lanes] -> [B, t]."""
+def over_blocks(totals: Array) -> tuple[Array, Array]:
+  """From blocks' logsumexps [blocks, B, t, lanes]: that of the whole, [B, t], and their shares'
+  logarithm, shaped as they are."""
   total = jax.nn.logsumexp(totals, axis=(0, 3))
-  if means is None:
-    return total
-  return jnp.sum(jnp.exp(totals - total[..., None]) * means, axis=(0, 3))
+  return total, totals - total[..., None]
 
 
-def gone(logprobs: Array) -> Array:
-  """Log-probabilities of what stands for no probability are -inf to those outside."""
+def minus_infinity(logprobs: Array) -> Array:
+  """`LOW` is only for inside: log-probabilities of what cannot happen are -inf to a caller."""
   return jnp.where(logprobs < LOW / 2, -jnp.inf, logprobs)

@@ -128,6 +128,3 @@ def self_normalized(weak: Array, weak_reference: Array, ratio: float = 1.0) -> A
   weight = jax.nn.softmax(ratio * (weak - weak_reference), axis=1) * weak.shape[1]
   return jax.lax.stop_gradient(weight)
 
-
-# What a config may name: functions of (student, teacher, mask).
-WEIGHTS = {"uniform": uniform, "iw_opd": iw_opd}

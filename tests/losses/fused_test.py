@@ -64,8 +64,7 @@ def loop(student_hidden, student_head, teacher_hidden, teacher_head, kind, beta=
         p, q = (np.append(x, np.log1p(-np.exp(x).sum())) for x in (p, q))
       else:
         p, q = log_softmax(p), log_softmax(q)
-    with np.errstate(divide="ignore"):
-      m = np.log(beta * np.exp(q) + (1 - beta) * np.exp(p))
+    m = np.logaddexp(q + math.log(beta), p + math.log1p(-beta))
     values[b, t] = {"forward_kl": lambda: kl(q, p), "reverse_kl": lambda: kl(p, q),
                     "jsd": lambda: beta * kl(q, m) + (1 - beta) * kl(p, m)}[kind]()
   return values
@@ -204,12 +203,30 @@ class DivergenceTest(parameterized.TestCase):
     loss = lambda *x: ours(*x, *arrays[2:], kind=kind, mask=np.zeros((B, T), bool))[0]
     value, got = jax.value_and_grad(loss, (0, 1))(*arrays[:2])
     self.assertEqual(value, 0.0)
-    np.testing.assert_array_equal(got[1], 0.0)
+    for grad in got:
+      np.testing.assert_array_equal(grad, 0.0)
 
   @parameterized.parameters(*FORMS)
-  def test_logits_of_ten_thousand_stay_finite(self, **form):
-    loss, got = gradients(operands(scale=100.0), np.ones((B, T)), TILE, **form)
-    self.assertTrue(all(np.all(np.isfinite(x)) for x in (loss, *got)))
+  def test_logits_of_ten_thousand_keep_their_values(self, **form):
+    arrays = operands(scale=100.0)
+    self.assertGreater(float(jnp.abs(arrays[0] @ arrays[1]).max()), 1e4)
+    _, got = gradients(arrays, np.ones((B, T)), TILE, **form)
+    self.assertTrue(all(np.all(np.isfinite(x)) for x in got))
+    if form in FORMS[1::3]:
+      return  # of a tail that is nothing: log 1e-7 for us, -inf for the loop
+    want = loop(*arrays, **form)
+    np.testing.assert_allclose(ours(*arrays, tile=TILE, **form)[1], want, rtol=1e-5,
+                               atol=1e-6 * np.abs(want).max())
+
+  @parameterized.parameters(*FORMS)
+  def test_what_is_added_to_all_logits_cancels(self, **form):
+    arrays, offset = operands(), 300.0
+    # A state of 1 before a row of equal weights is an offset, of the teacher alone.
+    far = [*arrays[:2], jnp.pad(arrays[2], ((0, 0), (0, 0), (0, 1)), constant_values=1.0),
+           jnp.pad(arrays[3], ((0, 1), (0, 0)), constant_values=offset)]
+    near, got = (gradients(x, np.ones((B, T)), TILE, **form) for x in (arrays, far))
+    # What 300 itself loses in float32 is 3e-5.
+    assert_close(jax.tree.leaves(got), jax.tree.leaves(near), 1e-4)
 
   @parameterized.parameters(*FORMS)
   def test_student_equal_to_teacher_has_no_loss_and_no_gradient(self, **form):
@@ -224,9 +241,11 @@ class DivergenceTest(parameterized.TestCase):
     arrays, banned = operands(), np.isin(np.arange(V), (0, 4, 9))
     got = ours(*arrays, tile=TILE, banned=banned, **form)[1]
     np.testing.assert_allclose(got, loop(*arrays, banned=banned, **form), rtol=1e-4, atol=1e-5)
-    grad = jax.grad(lambda w: ours(arrays[0], w, *arrays[2:], banned=banned, **form)[0])(arrays[1])
-    np.testing.assert_array_equal(np.asarray(grad)[:, banned], 0.0)
-    self.assertTrue(np.all(np.isfinite(grad)))
+    for tile in (TILE, (0, 0)):
+      grad = jax.grad(lambda w: ours(arrays[0], w, *arrays[2:], banned=banned, tile=tile,
+                                     **form)[0])(arrays[1])
+      np.testing.assert_array_equal(np.asarray(grad)[:, banned], 0.0)
+      self.assertTrue(np.all(np.isfinite(grad)))
 
   def test_a_longer_student_head_is_padding_beyond_the_shared_ids(self):
     arrays = operands()
@@ -247,6 +266,18 @@ class DivergenceTest(parameterized.TestCase):
   def test_settings_that_do_not_exist_are_refused(self, settings, message):
     with self.assertRaisesRegex(ValueError, message):
       ours(*operands(), **settings)
+
+
+  def test_shapes_that_would_broadcast_are_refused(self):
+    for settings in (dict(weight=np.ones(T)), dict(banned=np.zeros(V + 2, bool)),
+                     dict(mask=MASK[:1])):
+      with self.assertRaises(AssertionError):
+        fused.fused_divergence(*operands(), **{"mask": MASK, "kind": "jsd", **settings})
+
+  def test_a_batch_may_be_empty(self):
+    arrays = [x[:, :0] if x.ndim == 3 else x for x in operands()]
+    loss, values = fused.fused_divergence(*arrays, MASK[:, :0], "reverse_kl")
+    self.assertEqual((loss, values.shape), (0.0, (B, 0)))
 
 
 def plain_logprobs(hidden, head, tokens, readout=Readout()):
@@ -320,10 +351,33 @@ class LogprobsTest(parameterized.TestCase):
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     np.testing.assert_allclose(got[1][1][:, allowed], want[1][1], atol=1e-5)
 
-  def test_logits_of_ten_thousand_stay_finite(self):
-    value, got = jax.value_and_grad(self.total(fused.fused_logprobs), (0, 1))(
-        100 * self.hidden, 100 * self.head)
+  @parameterized.parameters("banned", "unknown")
+  def test_a_token_that_cannot_be_has_no_gradient(self, what):
+    tokens = np.full((B, T), 4 if what == "banned" else V)
+    settings = dict(banned=np.arange(V) == 4) if what == "banned" else {}
+    logprobs = lambda h, w: fused.fused_logprobs(h, w, tokens, tile=TILE, **settings)[0]
+    np.testing.assert_array_equal(logprobs(self.hidden, self.head), -np.inf)
+    for grad in jax.grad(lambda *x: logprobs(*x).sum(), (0, 1))(self.hidden, self.head):
+      np.testing.assert_array_equal(grad, 0.0)
+
+  def test_logits_of_ten_thousand_keep_their_values(self):
+    hidden, head = 100 * self.hidden, 100 * self.head
+    value, got = jax.value_and_grad(self.total(fused.fused_logprobs, tile=TILE), (0, 1))(
+        hidden, head)
     self.assertTrue(all(np.all(np.isfinite(x)) for x in (value, *got)))
+    logprobs, entropy = fused.fused_logprobs(hidden, head, self.tokens, tile=TILE)
+    for b, t in np.ndindex(B, T):
+      p = log_softmax(np.asarray(hidden[b, t], np.float64) @ np.asarray(head, np.float64))
+      self.assertAlmostEqual(float(logprobs[b, t]), p[self.tokens[b, t]],
+                             delta=1e-6 * np.abs(p).max())
+      self.assertAlmostEqual(float(entropy[b, t]), -np.sum(np.exp(p) * p), delta=0.01)
+
+  def test_two_equal_tokens_have_an_entropy_of_one_bit_wherever_they_are(self):
+    for logit in (0.0, 1e3, 1e4):
+      hidden, head = jnp.full((1, 1, 1), logit), jnp.ones((1, 2))
+      for tile in ((1, 1), (1, 2)):
+        logprobs, entropy = fused.fused_logprobs(hidden, head, np.zeros((1, 1), int), tile=tile)
+        np.testing.assert_allclose([-logprobs, entropy], math.log(2), rtol=2e-3)
 
   @parameterized.parameters(1, 4, V)
   def test_topk_are_the_largest_logprobs(self, k):
@@ -393,11 +447,11 @@ class MemoryTest(parameterized.TestCase):
     cut = tiles.Tiles.of((rows, length), vocabulary, (0, 0))
     self.assertLessEqual(rows * cut.columns * cut.block, 1.1 * tiles.ELEMENTS)
     self.assertLess(-(-length // cut.columns) * cut.columns - length, -(-length // cut.columns))
-    self.assertLess(-(-vocabulary // cut.block) * cut.block - vocabulary, cut.block)
+    self.assertLess(len(cut.blocks) * cut.block - vocabulary, len(cut.blocks) * 128)
 
 
 SCRIPT = r"""
-import json, re
+import json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from opd_jax import sharding
@@ -405,22 +459,26 @@ from opd_jax.losses import fused
 from opd_jax.losses.tiles import Tiles
 
 rng = np.random.default_rng(0)
-B, T, D, V = 8, 10, 16, 64
+B, T, D, V = 8, 10, 16, int(sys.argv[1])
 hidden, teacher = rng.normal(size=(2, B, T, D)).astype(np.float32)
-head, teacher_head = 0.5 * rng.normal(size=(2, D, V)).astype(np.float32)
+head, teacher_head = (0.5 * rng.normal(size=(D, n)).astype(np.float32)
+                      for n in (V, V + 2 * (V % 8)))
 tokens, mask = rng.integers(0, V, (B, T)), np.arange(T) < rng.integers(0, T + 1, (B, 1))
 
 def divergence(settings):
   def loss(hidden, head, teacher, teacher_head, tokens, mask):
-    return fused.fused_divergence(hidden, head, teacher, teacher_head, mask, tile=(3, 12), **settings)
+    return fused.fused_divergence(hidden, head, teacher, teacher_head, mask, tile=(3, 12),
+                                  **settings)
   return loss
 
 def logprobs(hidden, head, teacher, teacher_head, tokens, mask):
   logprobs, entropy = fused.fused_logprobs(hidden, head, tokens, tile=(3, 12))
   return jnp.sum(jnp.where(mask, logprobs + 0.3 * entropy, 0.0)), logprobs
 
-cases = {kind: divergence(dict(kind=kind)) for kind in ("reverse_kl", "jsd")}
-cases |= {"top_k": divergence(dict(kind="jsd", top_k=5)), "logprobs": logprobs}
+cases = {kind: divergence(dict(kind=kind)) for kind in ("forward_kl", "reverse_kl", "jsd")}
+cases |= {"top_k": divergence(dict(kind="jsd", top_k=5)), "logprobs": logprobs,
+          "topk": lambda hidden, head, *_: ((hidden * 0).sum() + (head * 0).sum(), [
+              x.astype(jnp.float32) for x in fused.fused_topk(hidden, head, 5, tile=(3, 12))])}
 result = {}
 for name, loss in cases.items():
   both = jax.value_and_grad(loss, (0, 1), has_aux=True)
@@ -429,36 +487,45 @@ for name, loss in cases.items():
   for data, model in ((8, 1), (4, 2), (2, 4)):
     mesh = sharding.make_mesh(data, model)
     with jax.set_mesh(mesh):
-      rows, columns = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "model"))
+      rows = NamedSharding(mesh, P("data"))
+      columns = NamedSharding(mesh, P(None, "model") if V % model == 0 else P())
       placed = jax.device_put(operands, (rows, columns, rows, columns, rows, rows))
       step = jax.jit(both).lower(*placed).compile()
       got = jax.tree.leaves(step(*placed))
       cut = Tiles.of((B, T), V, (3, 12))
     # Of a tile [B, columns, lanes, block] a device has its rows and one lane.
-    shapes = [list(map(int, shape.split(","))) for shape in
-              re.findall(r"f32\[([\d,]+)\]", step.as_text())]
-    tiles = [shape for shape in shapes if len(shape) == 4 and shape[1::2] == [cut.columns, cut.block]]
+    text = step.as_text()
+    shapes = [list(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)]
+    tiles = [shape for shape in shapes
+             if len(shape) == 4 and shape[1::2] == [cut.columns, cut.block]]
+    joined = [line.split("jit(")[0] for line in text.splitlines()
+              if re.search(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", line)
+              and "while/body/closed_call/while" in line]
     result[f"{name} {data}x{model}"] = dict(
         error=max(float(np.abs(a - b).max() / (1 + np.abs(b).max())) for a, b in zip(got, want)),
-        tiles=len(tiles), whole=sum(shape[0] > B // data or shape[2] > 1 for shape in tiles))
+        tiles=len(tiles), whole=sum(shape[0] > B // data or shape[2] > 1 for shape in tiles),
+        joined=joined)
 print(json.dumps(result))
 """
 
 
-class MeshTest(absltest.TestCase):
+class MeshTest(parameterized.TestCase):
 
-  def test_eight_devices_equal_one_and_hold_only_their_share_of_a_chunk(self):
+  # 64 divides by every number of devices; 63 by none, and then they all hold all of it.
+  @parameterized.parameters(64, 63)
+  def test_eight_devices_equal_one_and_hold_only_their_share_of_a_tile(self, vocabulary):
     env = os.environ | {"JAX_PLATFORMS": "cpu",
                         "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    child = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
+    child = subprocess.run([sys.executable, "-c", SCRIPT, str(vocabulary)], env=env,
+                           capture_output=True, text=True)
     self.assertEqual(child.returncode, 0, child.stderr)
     result = json.loads(child.stdout)
-    self.assertLen(result, 12)
+    self.assertLen(result, 18)
     for case, found in result.items():
       self.assertLess(found["error"], 2e-6, case)
       self.assertGreater(found["tiles"], 0, case)
-      if not case.startswith("top_k"):  # XLA does not partition TopK: it gathers a tile for it
-        self.assertEqual(found["whole"], 0, case)
+      self.assertEqual(found["whole"], 0, case)
+      self.assertEmpty(found["joined"], case)  # no device waits for another between blocks
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.evals import metrics
-from opd_jax.losses import divergences, masked, policy_gradient, preference, signals, supervised
-from opd_jax.losses import weights
+from opd_jax.losses import (
+    divergences, fused, masked, policy_gradient, preference, signals, supervised, weights)
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden/kernels.npz"))
 
@@ -101,6 +101,29 @@ METRICS = {
 }
 
 
+def fused_values(kind, beta=0.5, **top):
+  """Logits as hidden states before a head that is the identity, in tiles that do not divide."""
+  eye = np.eye(GOLDEN["student_logits"].shape[-1], dtype=np.float32)
+  return lambda g: fused.fused_divergence(
+      g.student_logits, eye, g.teacher_logits, eye, jnp.ones_like(g.mask, bool), kind, beta,
+      tile=(4, 7), **top)[1]
+
+
+# The same keys by way of hidden states; topk_ids are the most likely tokens of the teacher.
+FUSED = {
+    "jsd_beta0.0": fused_values("forward_kl"), "jsd_beta1.0": fused_values("reverse_kl"),
+    **{f"jsd_beta{beta}": fused_values("jsd", beta) for beta in (0.1, 0.5, 0.9)},
+    **{f"topk_{tail}_beta{beta}": fused_values(kind, top_k=8, top_of="teacher", tail=tail)
+       for tail in ("bucket", "renormalize")
+       for beta, kind in (("0.0", "forward_kl"), ("0.5", "jsd"), ("1.0", "reverse_kl"))},
+    **{f"{who}_logps": lambda g, who=who: fused.fused_logprobs(
+        getattr(g, f"{who}_logits"), np.eye(64, dtype=np.float32), g.tokens, tile=(4, 7))[0]
+       for who in ("student", "teacher")},
+    "teacher_topk_logps": lambda g: fused.fused_topk(
+        g.teacher_logits, np.eye(64, dtype=np.float32), 8, tile=(4, 7))[1],
+}
+
+
 def tolerance(key: str, dtype: str) -> float:
   """METHODS, Settled points: relative, |got - want| / (1 + |want|)."""
   if dtype == "float64":
@@ -131,6 +154,11 @@ class GoldenTest(parameterized.TestCase):
       got = jax.jit(lambda g: KERNELS[key](types.SimpleNamespace(**g)))(inputs(dtype))
       self.assertIn(got.dtype, (bool, dtype))
       assert_matches(got, key, tolerance(key, dtype))
+
+  @parameterized.parameters(*FUSED)
+  def test_fused_matches_key(self, key):
+    got = jax.jit(lambda g: FUSED[key](types.SimpleNamespace(**g)))(inputs("float32"))
+    assert_matches(got, key, tolerance(key, "float32"))
 
   @parameterized.parameters(*METRICS)
   def test_metric_matches_key(self, key):

@@ -82,8 +82,8 @@ STOPPED = {
     "weights.self_normalized": ("BT", 2, weights.self_normalized),
 }
 # Of counts and masks, which have no gradient to speak of, and the body of the divergences.
-NOT_KERNELS = {"divergences.mixture", "masked.tokens", "masked.responses", "weights.position", "divergences.between",
-               "divergences.with_tail", "divergences.check_kind"}
+NOT_KERNELS = {"masked.tokens", "masked.responses", "weights.position", "divergences.between",
+               "divergences.mixture", "divergences.with_tail", "divergences.check_kind"}
 
 
 def values(function):

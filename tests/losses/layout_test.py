@@ -18,8 +18,7 @@ import numpy as np
 import optax
 
 from opd_jax import sharding, train_state
-from opd_jax.losses import divergences, masked, policy_gradient, preference, signals, supervised
-from opd_jax.losses import weights
+from opd_jax.losses import fused, masked, policy_gradient, preference, signals, supervised, weights
 from opd_jax.rollouts import batch as batches
 
 B, T, D, V, K = 8, 5, 4, 16, 6
@@ -64,21 +63,17 @@ def clipped(head, batch, teacher, aggregate):
       dual=3.0, aggregate=aggregate)[0]
 
 
-def over_vocabulary(kernel):
+def over_vocabulary(kind, **settings):
   def loss(head, batch, teacher, aggregate):
-    states = batch.teacher_hidden
-    return aggregate(kernel(states @ head, states @ teacher), batch.learn)
+    return fused.fused_divergence(batch.teacher_hidden, head, batch.teacher_hidden, teacher,
+                                  batch.learn, kind, aggregate=aggregate, tile=(3, 5),
+                                  **settings)[0]
   return loss
 
 
-def topk(student, teacher):
-  ids = jax.lax.top_k(jax.lax.stop_gradient(student), K)[1]
-  pick = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x), ids, axis=-1)
-  return divergences.topk_divergence(pick(student), pick(teacher), "jsd")
-
-
 def sft(head, batch, teacher, aggregate):
-  return supervised.sft(logprobs(head, batch), batch.learn, aggregate)[0]
+  now, _ = fused.fused_logprobs(batch.teacher_hidden, head, batch.response, tile=(3, 5))
+  return supervised.sft(now, batch.learn, aggregate)[0]
 
 
 def weighted_sft(head, batch, teacher, aggregate):  # its mean is over responses, as sequence_sum's
@@ -94,9 +89,9 @@ def dpo(head, batch, teacher, aggregate):  # one pair a row; its mean is over pa
 
 
 LOSSES = {
-    "score_function": score_function, "clipped": clipped, "sft": sft, "topk": over_vocabulary(topk),
-    "forward_kl": over_vocabulary(divergences.forward_kl),
-    "reverse_kl": over_vocabulary(divergences.reverse_kl), "jsd": over_vocabulary(divergences.jsd),
+    "score_function": score_function, "clipped": clipped, "sft": sft,
+    "forward_kl": over_vocabulary("forward_kl"), "reverse_kl": over_vocabulary("reverse_kl"),
+    "jsd": over_vocabulary("jsd"), "topk": over_vocabulary("jsd", top_k=K),
     "weighted_sft": weighted_sft, "dpo": dpo,
 }
 
