@@ -48,7 +48,7 @@ def _kl(p: Array, q: Array) -> Array:
 
 
 def mixture(p: Array, q: Array, beta: float) -> Array:
-  """log(beta e^q + (1 - beta) e^p)."""
+  """log(beta e^q + (1 - beta) e^p) of log-probabilities [..., V], elementwise."""
   return jnp.logaddexp(q + math.log(beta), p + math.log1p(-beta))
 
 

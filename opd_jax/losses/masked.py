@@ -48,7 +48,7 @@ def token_mean(x: Array, mask: Array) -> Array:
 def sequence_mean(x: Array, mask: Array) -> Array:
   """Mean over each response's tokens, then over responses: every response counts the same.
 
-  Args and Raises as `token_mean`. Empty rows leave the denominator.
+  Args, Returns, Raises, Source as `token_mean`. Empty rows leave the denominator.
   """
   return jnp.sum(row_mean(x, mask)) / jnp.maximum(responses(mask), 1.0)
 
@@ -56,7 +56,7 @@ def sequence_mean(x: Array, mask: Array) -> Array:
 def sequence_sum(x: Array, mask: Array) -> Array:
   """Sum over each response's tokens, then the mean over responses: nats per response.
 
-  Args and Raises as `token_mean`. Empty rows leave the denominator.
+  Args, Returns, Raises, Source as `token_mean`. Empty rows leave the denominator.
   """
   return jnp.sum(row_sum(x, mask)) / jnp.maximum(responses(mask), 1.0)
 

@@ -119,10 +119,37 @@ def torch_generate(config, params, load: Load, dtype: str) -> Callable[[], int]:
   return run
 
 
+def torch_continuous(config, params, load: Load, dtype: str) -> Callable[[], int]:
+  """transformers' continuous batching: each request with its own length, all in one queue."""
+  del params
+  raw = hf_config.to_hf(config, dtype)
+  model = transformers.AutoModelForCausalLM.from_config(
+      transformers.AutoConfig.for_model(**raw), dtype=getattr(torch, dtype),
+      attn_implementation="sdpa").eval()
+  rows = requests(load, config.vocab_size).tolist()
+  settings = transformers.GenerationConfig(do_sample=True, top_k=0, eos_token_id=-1,
+                                           pad_token_id=0, max_new_tokens=int(load.limit.max()))
+  batching = transformers.ContinuousBatchingConfig(
+      max_requests_per_batch=load.batch, max_batch_tokens=max(512, load.prompt),
+      num_blocks=load.batch * (-(-(load.prompt + int(load.limit.max())) // 256) + 1))
+
+  def run():
+    made = 0
+    with model.continuous_batching_context_manager(
+        generation_config=settings, continuous_batching_config=batching) as manager:
+      for row, limit in zip(rows, load.limit):
+        manager.add_request(row, max_new_tokens=int(limit))
+      for _ in rows:
+        made += len(manager.get_result(timeout=600).generated_tokens)
+    return made
+  return run
+
+
 CONTESTANTS = {"engine": our_engine, "engine, int8 cache": functools.partial(
     our_engine, kv_dtype="int8"), "plain sampler": our_plain}
 if torch:
-  CONTESTANTS["transformers generate"] = torch_generate
+  CONTESTANTS |= {"transformers generate": torch_generate,
+                  "transformers continuous batching": torch_continuous}
 
 
 def main() -> None:
@@ -152,7 +179,7 @@ def main() -> None:
         if turn:
           found[key].append(tokens / (time.perf_counter() - start))
     medians = {key: float(np.median(rates)) for key, rates in found.items()}
-    peers = [key for key in runs if key[0] == "transformers generate"]
+    peers = [key for key in runs if key[0].startswith("transformers")]
     base = max(medians[key] for key in peers or [
         key for key in runs if key[0] == "plain sampler"] or runs)
     for (who, dtype), rates in found.items():
