@@ -29,7 +29,7 @@ from opd_jax.losses import divergences, fused, masked
 
 MEMORY_GOAL, TIME_GOAL = 0.05, 1.1
 SIZES = {"full": (151_936, 1024, (1024, 4096)), "quick": (16_384, 256, (256, 1024))}
-REPEATS = 3
+REPEATS = 2
 TOP = 100
 CASES = (*divergences.KINDS, "jsd_top")
 WIDE = 8192  # of the square product whose speed counts as the peak
