@@ -64,6 +64,7 @@ def _over_vocabulary(static: _Divergence, student: Side, teacher: Side, tiles: T
   (student_total, student_share), (teacher_total, teacher_share) = map(over_blocks, totals)
   logprobs = lambda i, z: (z - student_total[..., None, None],
                            teacher.logits(tiles, i) - teacher_total[..., None, None])
+  # E_p[p - q] = sum_i e^(l_i - l) (E_i[p_i - q_i] + (l_i - l) - (k_i - k)), k the teacher's l.
   kl = lambda share, other: jnp.sum(jnp.exp(share) * (means + share - other), axis=(0, 3))
 
   if kind == "reverse_kl":
@@ -289,7 +290,10 @@ def _logprobs(static: _Tokens, hidden: Array, head: Array, tokens: Array,
 
 def _logprobs_forward(static: _Tokens, hidden: Array, head: Array, tokens: Array,
                       banned: Array | None) -> Any:
-  """Besides the results: what the backward pass wants, l = logsumexp(z) among it."""
+  """With p_i the log-probabilities within block i, l_i and l as in `tiles`:
+
+      log p_y = z_y - l,     H = -sum_i e^(l_i - l) (E_i[p_i] + l_i - l)
+  """
   tiles = Tiles.of(tokens.shape, head.shape[1], static.tile)
   cut = tiles.in_lanes(head), None if banned is None else tiles.in_lanes(banned)
 

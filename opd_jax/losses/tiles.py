@@ -110,8 +110,7 @@ class Tiles(NamedTuple):
     """Where in block i tokens i32[B, t, k] stand, i32[B, t, lanes, k]; `block` if they do not."""
     place = ids[:, :, None] - self.size * jnp.arange(self.lanes)[:, None] - self.start(i)
     seen = i * self.block - self.start(i)  # of the last block, by the one before
-    here = (place >= seen) & (place < self.block) & (place < self.size - self.start(i))
-    return jnp.where(here, place, self.block)
+    return jnp.where((place >= seen) & (place < self.block), place, self.block)
 
   def in_lanes(self, x: Array) -> Array:
     """[..., V] -> [lanes, ..., size], each lane on its device."""
@@ -213,8 +212,10 @@ def weighted_sum(logprobs: Array, x: Array) -> Array:
 
 
 def over_blocks(totals: Array) -> tuple[Array, Array]:
-  """From blocks' logsumexps [blocks, B, t, lanes]: that of the whole, [B, t], and their shares'
-  logarithm, shaped as they are."""
+  """What blocks' logsumexps l_i, [blocks, B, t, lanes], make together.
+
+  Returns: l of the whole vocabulary, [B, t], and the logarithms l_i - l of the blocks' shares.
+  """
   total = jax.nn.logsumexp(totals, axis=(0, 3))
   return total, totals - total[..., None]
 

@@ -100,8 +100,10 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     previous, saved = None, first_step
 
     def save(done: int, seen: dict[str, Any], scores: dict[str, float]) -> None:
+      nonlocal saved
       train_state.check_finite(*previous)  # before this save may push out a good one
       checkpoints.save(done, state, {"prompts": seen, "rewards": rewards}, scores)
+      saved = done
 
     for step in range(first_step, total):
       done = step + 1
@@ -118,8 +120,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       except engine.Stopped:
         if step > saved:
           save(step, before, {})
-        progress.note(f"SIGTERM: saved after {step} updates; the same command goes on from here")
-        return
+        break
       clock.lap("rollout", batch.mask)
 
       verdicts = verify(policies.texts(tokenizer, batch),
@@ -155,7 +156,9 @@ def run(config: ml_collections.ConfigDict, workdir: str,
         writer.write(done, scores)
       if done % config.checkpoint.every == 0 or done == total:
         save(done, prompts.state(), scores)
-        saved = done
+    if stop():
+      progress.note(f"SIGTERM: saved after {saved} updates; the same command goes on from here")
+      return
     last = f"step_{total:06d}"
     if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
       writer.write(total, evaluation.named(evaluate(state.params, last)))
