@@ -27,8 +27,8 @@ def get_config(arg=""):
       total_steps={"": 500, "quick": 3, "smoke": 2}[form],
       student=dict(source=sources[0], drop_layers_every=3),
       teacher=dict(source=sources[1]),
-      model=dict(compute_dtype="float32" if small else "bfloat16",
-                 remat="none" if small else "full"),
+      model=dict(compute_dtype="float32" if form == "smoke" else "bfloat16",
+                 remat="dots" if small else "full"),
       data=dict(builder="jsonl", builder_kw=dict(
           train=os.path.join(data, "train.jsonl.gz"), test=os.path.join(data, "test_half.jsonl"),
           question="question", answer="answer", response="solution", task="gsm8k",

@@ -67,3 +67,5 @@ if [ -n "$missing" ]; then
     echo "$versions $extra" >> .venv/installed
   done
 fi
+
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"  # why: opd_jax/huge_pages.py

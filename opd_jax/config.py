@@ -26,7 +26,7 @@ def _common() -> dict[str, Any]:
       student=_policy("tiny:student"),
       model=ConfigDict(dict(
           compute_dtype="float32",   # "float32", "bfloat16"; master weights are float32
-          remat="none",              # "none", "full", "dots": what the backward pass recomputes
+          remat="dots",              # "none", "full", "dots": what the backward pass recomputes
       )),
       data=ConfigDict(dict(
           builder="arithmetic",      # a name in data/builders

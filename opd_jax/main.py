@@ -18,6 +18,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from opd_jax import config as configs
+from opd_jax import huge_pages
 
 PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
@@ -163,4 +164,5 @@ def _unknown_key(error: Exception, argv: list[str]) -> str:
 
 
 if __name__ == "__main__":
+  huge_pages.ensure()
   app.run(main, flags_parser=parse)

@@ -78,14 +78,17 @@ def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.Gradient
       everything but the step counter stays as it was, weight decay and moments included.
     ema_rate: share of the new parameters.
   """
-  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  ema = state.ema
-  if ema is not None:
-    ema = optax.incremental_update(params, ema, ema_rate)
-  keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(learn, a, b), new, old)
-  return TrainState(state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state),
-                    keep(ema, state.ema))
+  def update(state):
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      ema = optax.incremental_update(params, ema, ema_rate)
+    return state.replace(params=params, opt_state=opt_state, ema=ema)
+
+  # A branch, not a choice between old and new values: those would have to lie side by side.
+  state = jax.lax.cond(learn, update, lambda state: state, state)
+  return state.replace(step=state.step + 1)
 
 
 def make_train_step(loss_fn: Callable[[Any, Any, Any], tuple[Array, dict[str, Array]]],

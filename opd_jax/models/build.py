@@ -19,7 +19,7 @@ MODULES = {
 }
 
 
-def build(config: ModelConfig, dtype: Any = jnp.float32, remat: str = "none") -> nn.Module:
+def build(config: ModelConfig, dtype: Any = jnp.float32, remat: str = "dots") -> nn.Module:
   """The module of a config's family.
 
   Args:

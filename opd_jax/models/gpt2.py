@@ -102,7 +102,7 @@ class GPT2(nn.Module):
 
   config: ModelConfig
   dtype: Any = jnp.float32
-  remat: str = "none"
+  remat: str = "dots"
   unrolled: bool = False
 
   def setup(self):

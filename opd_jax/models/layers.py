@@ -92,21 +92,25 @@ def dense(equation: str, x: Array, kernel: Array) -> Array:
   return _sum_then_round(equation, x, kernel)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_then_round(equation: str, a: Array, b: Array) -> Array:
+def _rounded(equation: str, a: Array, b: Array) -> Array:
   return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32).astype(a.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_then_round(equation: str, a: Array, b: Array) -> Array:
+  return _rounded(equation, a, b)
+
+
 def _forward(equation, a, b):
-  return _sum_then_round(equation, a, b), (a, b)
+  return _rounded(equation, a, b), (a, b)
 
 
 def _backward(equation, saved, gradient):
   a, b = saved
   inputs, out = equation.split("->")
   left, right = inputs.split(",")
-  return (_sum_then_round(f"{out},{right}->{left}", gradient, b),
-          _sum_then_round(f"{left},{out}->{right}", a, gradient))
+  return (_rounded(f"{out},{right}->{left}", gradient, b),
+          _rounded(f"{left},{out}->{right}", a, gradient))
 
 
 _sum_then_round.defvjp(_forward, _backward)

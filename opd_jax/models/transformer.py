@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   dtype: Any = jnp.float32
-  remat: str = "none"
+  remat: str = "dots"
   unrolled: bool = False
 
   def setup(self):

@@ -7,8 +7,8 @@
 A random Llama of 135M parameters (SmolLM2's shape); temperature 1, nobody draws EOS, lengths are
 given, so that every contestant makes the same number of tokens. Time includes reading the prompts
 and, for us, preparing the weights. Contestants take turns, in changing order, in one process and
-one run, medians of 5 with their spread; ratios are to torch's faster dtype, or to the plain
-sampler where there is no torch.
+one run, medians of 5 with their spread; ratios are to the fastest of the
+peers, or of all where there are none.
 
 The plain sampler and generate decode requests in batches, each until its longest has ended; the
 engine refills its slots. A group's prompt is read once by the engine and by generate
@@ -18,14 +18,15 @@ engine refills its slots. A group's prompt is read once by the engine and by gen
 import argparse
 from collections.abc import Callable
 import functools
-import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import keys
+import turns
+
+from opd_jax import huge_pages, keys
 from opd_jax.models import build, configs, hf_config
 from opd_jax.rollouts import engine, sampler
 from opd_jax.rollouts.slots import Settings
@@ -35,10 +36,6 @@ try:
   import transformers
 except ImportError:
   torch = None
-
-REPEATS = 5
-PAUSE = 0.5  # seconds, for the threads of one library to stop waiting before another's turn
-
 
 class Load(NamedTuple):
   prompt: int          # tokens
@@ -145,11 +142,11 @@ def torch_continuous(config, params, load: Load, dtype: str) -> Callable[[], int
   return run
 
 
-CONTESTANTS = {"engine": our_engine, "engine, int8 cache": functools.partial(
-    our_engine, kv_dtype="int8"), "plain sampler": our_plain}
-if torch:
-  CONTESTANTS |= {"transformers generate": torch_generate,
-                  "transformers continuous batching": torch_continuous}
+OURS = {"engine": our_engine, "engine, int8 cache": functools.partial(our_engine, kv_dtype="int8"),
+        "plain sampler": our_plain}
+PEERS = {"transformers generate": torch_generate,
+         "transformers continuous batching": torch_continuous} if torch else {}
+CONTESTANTS = OURS | PEERS
 
 
 def main() -> None:
@@ -161,32 +158,15 @@ def main() -> None:
   options = parser.parse_args()
   config = model_config(options.quick)
   params = build.init_params(config, keys.root(0))
-  peers = f", torch {torch.__version__}, transformers {transformers.__version__}" if torch else ""
-  print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}{peers}")
-  print("\n| load | contestant | dtype | tokens/s | spread | ratio |\n|---|---|---|---|---|---|")
+  print(turns.versions("torch", "transformers"))
+  print(turns.header("load"))
   for name in options.loads:
     load = loads(options.quick)[name]
-    runs = {(who, dtype): CONTESTANTS[who](config, params, load, dtype)
-            for dtype in options.dtypes for who in options.contestants}
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for turn in range(REPEATS + 1):  # the first compiles
-      order = list(runs)[turn % len(runs):] + list(runs)[:turn % len(runs)]
-      for key in order:
-        run = runs[key]
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        tokens = run()
-        if turn:
-          found[key].append(tokens / (time.perf_counter() - start))
-    medians = {key: float(np.median(rates)) for key, rates in found.items()}
-    peers = [key for key in runs if key[0].startswith("transformers")]
-    base = max(medians[key] for key in peers or [
-        key for key in runs if key[0] == "plain sampler"] or runs)
-    for (who, dtype), rates in found.items():
-      rate = medians[who, dtype]
-      print(f"| {name} | {who} | {dtype} | {rate:.4g} | {min(rates):.4g} to {max(rates):.4g} | "
-            f"{rate / base:.2f} |", flush=True)
+    found = turns.rates({(who, dtype): CONTESTANTS[who](config, params, load, dtype)
+                         for dtype in options.dtypes for who in options.contestants})
+    print(turns.lines(name, found, set(PEERS)), flush=True)
 
 
 if __name__ == "__main__":
+  huge_pages.ensure()
   main()

@@ -9,20 +9,21 @@ functions that the pipelines run, metrics included, with float32 master paramete
 dtype named; torch's are transformers' model, its parameters in the dtype named, torch.optim.AdamW,
 the textbook loss in float32. Both models have random weights of SmolLM2-135M's shape. Contestants
 take turns in one process and one run: medians of 5 with their spread; ratios are to torch's faster
-dtype.
+dtype. Tokens are those of the batch, prompt and response together.
 """
 
 import argparse
 from collections.abc import Callable
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import turns
+
 from opd_jax import config as configs
-from opd_jax import keys, sharding, train_state
+from opd_jax import huge_pages, keys, sharding, train_state
 from opd_jax.losses import masked
 from opd_jax.models import build, hf_config
 from opd_jax.models import configs as models
@@ -35,7 +36,7 @@ try:
 except ImportError:
   torch = None
 
-REPEATS, PAUSE, ROWS, LENGTH = 5, 0.5, 8, 128
+ROWS, LENGTH = 8, 128
 
 
 def tokens(vocabulary: int) -> np.ndarray:
@@ -49,7 +50,7 @@ def batch_of(ids: np.ndarray) -> Batch:
                learn=real[:, 1:], sampler_logprobs=np.full((ROWS, LENGTH - 1), -10.0, np.float32))
 
 
-def ours(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], None]:
+def ours(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], int]:
   model, batch = build.build(shape, jnp.dtype(dtype)), jax.device_put(batch_of(
       tokens(shape.vocab_size)))
   config = (configs.on_policy(loss=dict(surrogate="reverse_kl")) if distill
@@ -71,10 +72,11 @@ def ours(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], N
     nonlocal state
     state, metrics = step(state, score(teacher, batch) if distill else batch, head)
     jax.block_until_ready(metrics)
+    return ROWS * LENGTH
   return run
 
 
-def torchs(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], None]:
+def torchs(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], int]:
   raw = transformers.AutoConfig.for_model(**hf_config.to_hf(shape, dtype))
   make = lambda: transformers.AutoModelForCausalLM.from_config(raw, dtype=getattr(torch, dtype))
   student, teacher = make().train(), make().eval() if distill else None
@@ -93,7 +95,11 @@ def torchs(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[],
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return ROWS * LENGTH
   return run
+
+
+CONTESTANTS = {"ours": ours} | ({"torch": torchs} if torch else {})
 
 
 def main() -> None:
@@ -103,29 +109,14 @@ def main() -> None:
   parser.add_argument("--steps", nargs="+", choices=("sft", "distill"), default=["sft", "distill"])
   options = parser.parse_args()
   shape = models.NAMED["tiny_weak" if options.quick else "smollm2_135m"]
-  peers = f", torch {torch.__version__}, transformers {transformers.__version__}" if torch else ""
-  print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}{peers}")
-  print("\n| step | contestant | dtype | tokens/s | spread | ratio |\n|---|---|---|---|---|---|")
-  contestants = {"ours": ours} | ({"torch": torchs} if torch else {})
+  print(turns.versions("torch", "transformers"))
+  print(turns.header("step"))
   for name in options.steps:
-    runs = {(who, dtype): make(shape, dtype, name == "distill")
-            for who, make in contestants.items() for dtype in options.dtypes}
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for turn in range(REPEATS + 1):  # the first compiles
-      order = list(runs)[turn % len(runs):] + list(runs)[:turn % len(runs)]
-      for key in order:
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        runs[key]()
-        if turn:
-          found[key].append(ROWS * LENGTH / (time.perf_counter() - start))
-    medians = {key: float(np.median(rates)) for key, rates in found.items()}
-    base = max(rate for (who, _), rate in medians.items() if who == "torch" or not torch)
-    for (who, dtype), rates in found.items():
-      rate = medians[who, dtype]
-      print(f"| {name} | {who} | {dtype} | {rate:.4g} | {min(rates):.4g} to {max(rates):.4g} | "
-            f"{rate / base:.2f} |", flush=True)
+    found = turns.rates({(who, dtype): make(shape, dtype, name == "distill")
+                         for who, make in CONTESTANTS.items() for dtype in options.dtypes})
+    print(turns.lines(name, found, {"torch"}), flush=True)
 
 
 if __name__ == "__main__":
+  huge_pages.ensure()
   main()
