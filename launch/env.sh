@@ -68,4 +68,5 @@ if [ -n "$missing" ]; then
   done
 fi
 
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"  # why: opd_jax/huge_pages.py
+# As opd_jax/host_memory.py would, which then need not start Python twice.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES-$(.venv/bin/python opd_jax/host_memory.py)}"

@@ -18,7 +18,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from opd_jax import config as configs
-from opd_jax import huge_pages
+from opd_jax import host_memory
 
 PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
@@ -164,5 +164,5 @@ def _unknown_key(error: Exception, argv: list[str]) -> str:
 
 
 if __name__ == "__main__":
-  huge_pages.ensure()
+  host_memory.ensure()
   app.run(main, flags_parser=parse)

@@ -26,7 +26,7 @@ import numpy as np
 
 import turns
 
-from opd_jax import huge_pages, keys
+from opd_jax import host_memory, keys
 from opd_jax.models import build, configs, hf_config
 from opd_jax.rollouts import engine, sampler
 from opd_jax.rollouts.slots import Settings
@@ -168,5 +168,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  huge_pages.ensure()
+  host_memory.ensure()
   main()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import huge_pages
+from opd_jax import host_memory
 
 REPEATS = 5
 
@@ -74,5 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  huge_pages.ensure()
+  host_memory.ensure()
   main()

@@ -23,7 +23,7 @@ import numpy as np
 import turns
 
 from opd_jax import config as configs
-from opd_jax import huge_pages, keys, sharding, train_state
+from opd_jax import host_memory, keys, sharding, train_state
 from opd_jax.losses import masked
 from opd_jax.models import build, hf_config
 from opd_jax.models import configs as models
@@ -118,5 +118,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  huge_pages.ensure()
+  host_memory.ensure()
   main()
