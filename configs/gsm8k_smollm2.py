@@ -35,7 +35,8 @@ def get_config(arg=""):
           strip_marks=True,
           template="{question}\nWork step by step and end with #### and the number.")),
       rollout={
-          "": dict(prompts=64, group_size=1, max_prompt=256, max_response=256),
+          "": dict(prompts=64, group_size=1, max_prompt=256, max_response=256,
+                  prompt_buckets=(128, 192), response_buckets=(64, 128, 192)),
           "quick": dict(prompts=8, group_size=1, max_prompt=160, max_response=48),
           "smoke": dict(prompts=4, group_size=1, max_prompt=400, max_response=16),
       }[form],

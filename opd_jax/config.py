@@ -41,6 +41,7 @@ def _common() -> dict[str, Any]:
           max_prompt=64,             # longer prompts are dropped and counted
           max_response=96,           # T
           prompt_buckets=(),         # padded prompt lengths; (): only max_prompt
+          response_buckets=(),       # to which responses are cut once drawn; (): max_response
           temperature=1.0,
           top_k=0,
           top_p=1.0,
@@ -200,7 +201,7 @@ NOT_NEGATIVE = (
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab")
-WHOLE_NUMBERS = ("rollout.prompt_buckets", "eval.ks", "batch.buckets")
+WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets")
 
 
 def validate(config: ConfigDict) -> None:
@@ -221,9 +222,11 @@ def validate(config: ConfigDict) -> None:
   if config.eval.samples < max(config.eval.ks, default=1):
     raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
                      f"{config.eval.samples}")
-  if any(length > config.rollout.max_prompt for length in config.rollout.prompt_buckets):
-    raise ValueError(f"rollout.prompt_buckets {config.rollout.prompt_buckets} must not exceed "
-                     f"rollout.max_prompt = {config.rollout.max_prompt}, which is always one")
+  for what in ("prompt", "response"):
+    buckets, longest = config.rollout[f"{what}_buckets"], config.rollout[f"max_{what}"]
+    if any(length > longest for length in buckets):
+      raise ValueError(f"rollout.{what}_buckets {buckets} must not exceed rollout.max_{what} = "
+                       f"{longest}, which is always one")
   if config.pipeline == "opd":
     _check_sampling(config)
   if "checkpoint" in config and config.checkpoint.keep_best:

@@ -1,6 +1,6 @@
 """The loop of every method that samples anew at each step, top to bottom.
 
-    prompts -> rollout -> verify -> score -> loss and update -> log, evaluate, checkpoint
+    prompts -> rollout -> score -> verify -> loss and update -> log, evaluate, checkpoint
 """
 
 from collections.abc import Callable, Sequence
@@ -123,15 +123,14 @@ def run(config: ml_collections.ConfigDict, workdir: str,
         break
       clock.lap("rollout", batch.mask)
 
+      scored = method.score(state, batch)  # on the device, while the host verifies
+      clock.lap("score", scored.learn)
       verdicts = verify(policies.texts(tokenizer, batch),
                         [row["answer"] for row in rows for _ in range(rollout.group_size)])
       reward = np.array([v.reward for v in verdicts], np.float32)
-      batch = batch.replace(reward=jax.device_put(reward, spread))
+      batch = scored.replace(reward=jax.device_put(reward, spread))
       rewards.append(float(reward.mean()))
       clock.lap("verify")
-
-      batch = method.score(state, batch)
-      clock.lap("score", batch.learn)
 
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
@@ -202,11 +201,13 @@ class Clock:
 
 
 def about_rollout(batch: Batch, tokenizer: Any) -> dict[str, float]:
-  """Length of the responses and the share that never ended."""
+  """Length of the responses, the share that never ended, and what is not padding."""
   response, mask = np.asarray(batch.response), np.asarray(batch.mask)
+  real = np.concatenate([np.asarray(batch.prompt_mask), mask], axis=1)
   ended = np.any(mask & np.isin(response, tokenizer.eos_ids), axis=1)
   return {"rollout/length": float(mask.sum(axis=1).mean()),
-          "rollout/truncated": float(1.0 - ended.mean())}
+          "rollout/truncated": float(1.0 - ended.mean()),
+          "rollout/useful": float(real.mean())}
 
 
 def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,

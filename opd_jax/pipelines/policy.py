@@ -14,6 +14,7 @@ import numpy as np
 
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.models import build, hf_config, source, surgery
+from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import engine
 from opd_jax.rollouts.batch import Batch
 from opd_jax.rollouts.sampler import Sampling
@@ -136,8 +137,10 @@ def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
 
   Args:
     model, tokenizer: of the policy.
-    rollout: the `rollout` section: max_response, prompt_buckets, slots, decode_chunk, kv_dtype.
+    rollout: the `rollout` section: max_response, both buckets, slots, decode_chunk, kv_dtype.
     sampling: how tokens are drawn.
+  Returns: the function; of its responses' columns there are as many as the smallest bucket that
+    holds the longest, so that scoring and learning do not compute on padding.
   Raises: ValueError for settings that the engine does not know.
   """
   generate = engine.make(model, Settings(
@@ -145,9 +148,13 @@ def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
       vocab_size=tokenizer.vocab_size, sampling=sampling, slots=rollout.slots,
       chunk=rollout.decode_chunk, kv_dtype=rollout.kv_dtype, buckets=buckets(rollout)))
 
+  widths = (*rollout.response_buckets, rollout.max_response)
+
   def sample(params: Any, batch: Batch, key: jax.Array,
              stop: Callable[[], bool] = lambda: False) -> Batch:
     found = generate(params, batch.prompt, batch.prompt_mask, key, stop=stop)
+    width = batches.bucket(int(found.mask.sum(axis=1).max()), widths)
+    found = jax.tree.map(lambda x: x[:, :width], found)
     spread = getattr(batch.prompt, "sharding", None)  # a numpy prompt is on no mesh
     return batch.replace(**jax.device_put(found._asdict(), spread))
   return sample
