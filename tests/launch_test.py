@@ -33,8 +33,10 @@ class EnvTest(absltest.TestCase):
     (self.root / "constraints.txt").write_text(constraints)
     log = self.root / "pip.log"
     log.unlink(missing_ok=True)
-    subprocess.run(["bash", "-c", "set -euo pipefail; source launch/env.sh"], cwd=self.root,
-                   env={"PATH": "/usr/bin:/bin", "EXTRAS": extras}, capture_output=True)
+    env = {"PATH": "/usr/bin:/bin"} | ({"EXTRAS": extras} if extras else {})  # unset for most users
+    done = subprocess.run(["bash", "-c", "set -euo pipefail; source launch/env.sh"], cwd=self.root,
+                          env=env, capture_output=True, text=True)
+    self.assertEqual(done.returncode, int((self.root / "offline").exists()), done.stderr)
     return len(log.read_text().splitlines()) if log.is_file() else 0
 
   def test_what_is_there_is_not_installed_again(self):
