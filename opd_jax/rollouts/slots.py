@@ -66,115 +66,134 @@ class Steps(NamedTuple):
 @functools.cache
 def compiled(model: nn.Module, settings: Settings) -> Steps:
   """The steps of one model, shared by all who ask for the same."""
-  model = decoding.unrolled(model)
-  dtype = jnp.dtype(settings.kv_dtype or model.dtype)
+  of_model = lambda step: functools.partial(step, decoding.unrolled(model), settings)
+  return Steps(
+      empty=jax.jit(of_model(empty), static_argnames=("rows", "width")),
+      prefill=jax.jit(of_model(prefill), static_argnames="length"),
+      fill=jax.jit(of_model(fill), donate_argnames="cache"),
+      align=jax.jit(align, static_argnames="width"),
+      decode=jax.jit(of_model(decode), static_argnames="length", donate_argnames="cache"))
+
+
+def empty(model: nn.Module, settings: Settings, *, rows: int, width: int) -> KVCache:
+  """A cache of `width` columns for that many slots, nothing in it."""
+  return layers.empty_cache(model.config, rows, width, cache_dtype(model, settings), unrolled=True)
+
+
+def prefill(model: nn.Module, settings: Settings, weights: Any, prompt: Array, mask: Array, *,
+            length: int) -> Block:
+  """Reads prompts i32[N, S], left-padded, as part of sequences of `length` tokens."""
+  cache = layers.empty_cache(model.config, *prompt.shape, model.dtype, unrolled=True)
+  positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+  hidden, cache = model.apply({"params": weights}, prompt, positions, mask.astype(jnp.int32),
+                              cache, length)
+  dtype = cache_dtype(model, settings)
+  kept = tuple(layers.stored(layer.keys, layer.values, dtype) for layer in cache.layers)
+  return Block(kept, mask, hidden[:, -1])
+
+
+def fill(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, token: Array,
+         block: Block, source: Array, fresh: Array, rows: Rows, column: Array,
+         key: Array) -> tuple[KVCache, Array, Rollout]:
+  """Puts prompts into slots, ending before `column`, and draws their first tokens.
+
+  Args:
+    model, settings, weights: of the policy; the model is unrolled, the weights are prepared.
+    cache, token: of all slots; the cache is updated in place.
+    block: S tokens each of some prompts.
+    source: i32[B], which of them goes into each slot that is `fresh`, bool[B].
+    rows: with the fresh ones already in it.
+    column: i32, at least S.
+    key: of this rollout.
+  Returns: cache, token i32[B], and what was drawn, [1, B].
+  """
+  width = block.mask.shape[1]
+
+  def place(old: Array, new: Array, axis: int) -> Array:
+    chosen = fresh.reshape(-1, *(1,) * (old.ndim - 1))
+    here = jax.lax.dynamic_slice_in_dim(old, column - width, width, axis)
+    return jax.lax.dynamic_update_slice_in_dim(
+        old, jnp.where(chosen, new[source], here), column - width, axis)
+
+  entries = jax.tree.map(lambda old, new: place(old, new, 2), cache.layers, block.layers)
+  segment_ids = jnp.where(fresh[:, None], 0, cache.segment_ids)
+  segment_ids = place(segment_ids, block.mask.astype(jnp.int32), 1)
+  first, logprob = draw(model, settings, weights, block.hidden[source], rows, key)
+  return (cache.replace(layers=entries, segment_ids=segment_ids),
+          jnp.where(fresh, first, token), whole(first[None], fresh[None], logprob[None]))
+
+
+def align(cache: KVCache, live: Array, shift: Array, *, width: int) -> KVCache:
+  """Moves columns to the front by `shift` (or back, if negative), in a cache of `width`.
+
+  What leaves at one end may come back at the other: none of it belongs to a live row.
+  """
+  def move(x: Array, axis: int) -> Array:
+    grown = max(width - x.shape[axis], 0)
+    x = jnp.pad(x, [(0, grown if i == axis else 0) for i in range(x.ndim)])
+    return jax.lax.slice_in_dim(jnp.roll(x, -shift, axis), 0, width, axis=axis)
+  return cache.replace(layers=jax.tree.map(lambda x: move(x, 2), cache.layers),
+                       segment_ids=move(jnp.where(live[:, None], cache.segment_ids, 0), 1))
+
+
+def decode(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, token: Array,
+           rows: Rows, column: Array, steps: Array, key: Array, *,
+           length: int) -> tuple[KVCache, Array, Rollout]:
+  """At most `steps` steps, fewer if all rows end.
+
+  Args:
+    model, settings, weights: of the policy; the model is unrolled, the weights are prepared.
+    cache, token: of all slots; the cache is updated in place.
+    rows: who is in them.
+    column: i32, the next one to be written.
+    steps: i32, at most `settings.chunk`.
+    key: of this rollout.
+    length: of the sequences, see `prefill`.
+  Returns: cache, token i32[B], and what was drawn, [chunk, B]: of a row a column, true in its
+    mask while the row lived.
+  """
   eos = jnp.asarray(settings.eos_ids, jnp.int32)
 
-  def draw(weights: Any, hidden: Array, rows: Rows, key: Array) -> tuple[Array, Array]:
-    """The next token of each row, from hidden [B, D], with the key of (row, position)."""
-    logits = model.apply({"params": weights}, hidden[:, None], method="logits")[:, 0]
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < settings.vocab_size, logits, -jnp.inf)
-    keys = jax.vmap(lambda row, t: jax.random.fold_in(jax.random.fold_in(key, row), t))(
-        rows.row, rows.drawn)
-    return sampler.draw(logits, keys, settings.sampling)
+  def cond(state):
+    step, _, _, rows, _ = state
+    return (step < steps) & jnp.any(rows.live)
 
-  def empty(*, rows: int, width: int) -> KVCache:
-    return layers.empty_cache(model.config, rows, width, dtype, unrolled=True)
+  def body(state):
+    step, cache, token, rows, out = state
+    live = rows.live
+    # Where nobody is, any position will do, but not one that the model does not know.
+    position = jnp.where(live, rows.prompt + rows.drawn - 1, 0)
+    hidden, cache = model.apply({"params": weights}, token[:, None], position[:, None],
+                                live[:, None].astype(jnp.int32), cache, length)
+    token, logprob = draw(model, settings, weights, hidden[:, 0], rows, key)
+    out = jax.tree.map(lambda steps, now: jax.lax.dynamic_update_index_in_dim(
+        steps, now, step, axis=0), out, Rollout(token, live, logprob))
+    drawn = rows.drawn + live
+    live = live & ~jnp.isin(token, eos) & (drawn < rows.limit)
+    return step + 1, cache, token, rows._replace(drawn=drawn, live=live), out
 
-  def prefill(weights: Any, prompt: Array, mask: Array, *, length: int) -> Block:
-    """Reads prompts i32[N, S], left-padded, as part of sequences of `length` tokens."""
-    cache = layers.empty_cache(model.config, *prompt.shape, model.dtype, unrolled=True)
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, cache = model.apply({"params": weights}, prompt, positions, mask.astype(jnp.int32),
-                                cache, length)
-    kept = tuple(layers.stored(layer.keys, layer.values, dtype) for layer in cache.layers)
-    return Block(kept, mask, hidden[:, -1])
+  blank = lambda dtype: jnp.zeros((settings.chunk, token.shape[0]), dtype)
+  out = Rollout(blank(jnp.int32), blank(bool), blank(jnp.float32))
+  state = jnp.zeros((), jnp.int32), cache.replace(index=jnp.int32(column)), token, rows, out
+  _, cache, token, _, out = jax.lax.while_loop(cond, body, state)
+  return cache, token, whole(*out)
 
-  def fill(weights: Any, cache: KVCache, token: Array, block: Block, source: Array, fresh: Array,
-           rows: Rows, column: Array, key: Array) -> tuple[KVCache, Array, Rollout]:
-    """Puts prompts into slots, ending before `column`, and draws their first tokens.
 
-    Args:
-      weights, cache, token: of all slots; the cache is updated in place.
-      block: S tokens each of some prompts.
-      source: i32[B], which of them goes into each slot that is `fresh`, bool[B].
-      rows: with the fresh ones already in it.
-      column: i32, at least S.
-      key: of this rollout.
-    Returns: cache, token i32[B], and what was drawn, [1, B].
-    """
-    width = block.mask.shape[1]
+def cache_dtype(model: nn.Module, settings: Settings) -> jnp.dtype:
+  """What keys and values are stored in."""
+  return jnp.dtype(settings.kv_dtype or model.dtype)
 
-    def place(old: Array, new: Array, axis: int) -> Array:
-      chosen = fresh.reshape(-1, *(1,) * (old.ndim - 1))
-      here = jax.lax.dynamic_slice_in_dim(old, column - width, width, axis)
-      return jax.lax.dynamic_update_slice_in_dim(
-          old, jnp.where(chosen, new[source], here), column - width, axis)
 
-    entries = jax.tree.map(lambda old, new: place(old, new, 2), cache.layers, block.layers)
-    segment_ids = jnp.where(fresh[:, None], 0, cache.segment_ids)
-    segment_ids = place(segment_ids, block.mask.astype(jnp.int32), 1)
-    first, logprob = draw(weights, block.hidden[source], rows, key)
-    return (cache.replace(layers=entries, segment_ids=segment_ids),
-            jnp.where(fresh, first, token), whole(first[None], fresh[None], logprob[None]))
+def draw(model: nn.Module, settings: Settings, weights: Any, hidden: Array, rows: Rows,
+         key: Array) -> tuple[Array, Array]:
+  """The next token of each row, from hidden [B, D], with the key of (row, position)."""
+  logits = model.apply({"params": weights}, hidden[:, None], method="logits")[:, 0]
+  logits = jnp.where(jnp.arange(logits.shape[-1]) < settings.vocab_size, logits, -jnp.inf)
+  keys = jax.vmap(lambda row, t: jax.random.fold_in(jax.random.fold_in(key, row), t))(
+      rows.row, rows.drawn)
+  return sampler.draw(logits, keys, settings.sampling)
 
-  def align(cache: KVCache, live: Array, shift: Array, *, width: int) -> KVCache:
-    """Moves columns to the front by `shift` (or back, if negative), in a cache of `width`.
 
-    What leaves at one end may come back at the other: none of it belongs to a live row.
-    """
-    def move(x: Array, axis: int) -> Array:
-      grown = max(width - x.shape[axis], 0)
-      x = jnp.pad(x, [(0, grown if i == axis else 0) for i in range(x.ndim)])
-      return jax.lax.slice_in_dim(jnp.roll(x, -shift, axis), 0, width, axis=axis)
-    return cache.replace(layers=jax.tree.map(lambda x: move(x, 2), cache.layers),
-                         segment_ids=move(jnp.where(live[:, None], cache.segment_ids, 0), 1))
-
-  def decode(weights: Any, cache: KVCache, token: Array, rows: Rows, column: Array, steps: Array,
-             key: Array, *, length: int) -> tuple[KVCache, Array, Rollout]:
-    """At most `steps` steps, fewer if all rows end.
-
-    Args:
-      weights, cache, token: of all slots; the cache is updated in place.
-      rows: who is in them.
-      column: i32, the next one to be written.
-      steps: i32, at most `settings.chunk`.
-      key: of this rollout.
-      length: of the sequences, see `prefill`.
-    Returns: cache, token i32[B], and what was drawn, [chunk, B]: of a row a column, true in its
-      mask while the row lived.
-    """
-    def cond(state):
-      step, _, _, rows, _ = state
-      return (step < steps) & jnp.any(rows.live)
-
-    def body(state):
-      step, cache, token, rows, out = state
-      live = rows.live
-      # Where nobody is, any position will do, but not one that the model does not know.
-      position = jnp.where(live, rows.prompt + rows.drawn - 1, 0)
-      hidden, cache = model.apply({"params": weights}, token[:, None], position[:, None],
-                                  live[:, None].astype(jnp.int32), cache, length)
-      token, logprob = draw(weights, hidden[:, 0], rows, key)
-      out = jax.tree.map(lambda steps, now: jax.lax.dynamic_update_index_in_dim(
-          steps, now, step, axis=0), out, Rollout(token, live, logprob))
-      drawn = rows.drawn + live
-      live = live & ~jnp.isin(token, eos) & (drawn < rows.limit)
-      return step + 1, cache, token, rows._replace(drawn=drawn, live=live), out
-
-    blank = lambda dtype: jnp.zeros((settings.chunk, token.shape[0]), dtype)
-    out = Rollout(blank(jnp.int32), blank(bool), blank(jnp.float32))
-    state = jnp.zeros((), jnp.int32), cache.replace(index=jnp.int32(column)), token, rows, out
-    _, cache, token, _, out = jax.lax.while_loop(cond, body, state)
-    return cache, token, whole(*out)
-
-  def whole(*columns: Array) -> Rollout:
-    """On a mesh, every host reads all of it."""
-    return Rollout(*(constrain(x, None, None) for x in columns))
-
-  return Steps(
-      empty=jax.jit(empty, static_argnames=("rows", "width")),
-      prefill=jax.jit(prefill, static_argnames="length"),
-      fill=jax.jit(fill, donate_argnames="cache"),
-      align=jax.jit(align, static_argnames="width"),
-      decode=jax.jit(decode, static_argnames="length", donate_argnames="cache"))
+def whole(*columns: Array) -> Rollout:
+  """On a mesh, every host reads all of it."""
+  return Rollout(*(constrain(x, None, None) for x in columns))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from unittest import mock
 
@@ -44,6 +45,11 @@ def tiny(**changes):
   return configs.on_policy(**settings)
 
 
+# Rollouts and evaluations of one shape, and few tokens: most of the time goes to compiling.
+SMALL = dict(rollout=dict(prompts=8, group_size=2, max_response=16, decode_chunk=8),
+             eval=dict(prompts=8, samples=2, batch=8))
+
+
 def run(config, workdir):
   configs.validate(config)
   with main.locked(workdir):
@@ -73,7 +79,13 @@ def steps_saved(workdir):
 class ResumeTest(absltest.TestCase):
 
   # Checkpoints fall between lines of metrics: what a line sums up is resumed too.
-  SETTINGS = dict(total_steps=40, log_every=3)
+  SETTINGS = dict(total_steps=24, log_every=3, **SMALL)
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.unbroken = cls.enterClassContext(tempfile.TemporaryDirectory())
+    run(tiny(**cls.SETTINGS), cls.unbroken)
 
   def command(self, workdir):
     code = ("import sys; sys.path[:0] = ['.', 'tests/pipelines']; import opd_test; "
@@ -82,41 +94,42 @@ class ResumeTest(absltest.TestCase):
                             stderr=subprocess.PIPE, text=True)
 
   def wait_for_step(self, workdir, step, process):
-    for _ in range(1200):
+    for _ in range(6000):
       if any(s >= step for s in (losses(workdir) if os.path.exists(
           f"{workdir}/metrics.jsonl") else ())):
         return
       self.assertIsNone(process.poll(), "the run ended early")
-      time.sleep(0.05)
+      time.sleep(0.01)
     self.fail("no progress")
 
+  def assert_as_unbroken(self, workdir):
+    self.assertEqual(lines(workdir), lines(self.unbroken))
+    ours, theirs = weights(workdir), weights(self.unbroken)
+    self.assertEqual(ours.keys(), theirs.keys())
+    for name in ours:
+      np.testing.assert_array_equal(ours[name], theirs[name], name)
+
   def test_killed_and_resumed_equals_unbroken_bit_for_bit(self):
-    unbroken = self.create_tempdir().full_path
-    run(tiny(**self.SETTINGS), unbroken)
     broken = self.create_tempdir().full_path
-    for stop, step in ((signal.SIGKILL, 5), (signal.SIGTERM, 17)):
+    for stop, step in ((signal.SIGKILL, 5), (signal.SIGTERM, 11)):
       process = self.command(broken)
       self.wait_for_step(broken, step, process)
       process.send_signal(stop)
       error = process.communicate()[1]
       self.assertEqual(process.returncode, -9 if stop == signal.SIGKILL else 0, error)
+      self.assertFalse(os.path.exists(f"{broken}/export"))  # it was broken off
     run(tiny(**self.SETTINGS), broken)
-    self.assertEqual(lines(unbroken), lines(broken))
-    ours, theirs = weights(unbroken), weights(broken)
-    for name in ours:
-      np.testing.assert_array_equal(ours[name], theirs[name], name)
+    self.assert_as_unbroken(broken)
 
   def test_a_rollout_that_was_broken_off_is_drawn_again(self):
-    unbroken = self.create_tempdir().full_path
-    run(tiny(), unbroken)
     broken = self.create_tempdir().full_path
-    three_done = lambda: os.path.exists(f"{broken}/metrics.jsonl") and len(losses(broken)) == 3
-    with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(three_done)):
-      run(tiny(), broken)  # the fourth rollout has begun
-    self.assertEqual(steps_saved(broken)[-1], 3)
+    nine_done = lambda: os.path.exists(f"{broken}/metrics.jsonl") and len(losses(broken)) == 3
+    with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(nine_done)):
+      run(tiny(**self.SETTINGS), broken)  # the tenth rollout has begun
+    self.assertEqual(steps_saved(broken)[-1], 9)
     self.assertFalse(os.path.exists(f"{broken}/export"))
-    run(tiny(), broken)
-    self.assertEqual(lines(unbroken), lines(broken))
+    run(tiny(**self.SETTINGS), broken)
+    self.assert_as_unbroken(broken)
 
   def test_fewer_steps_are_refused_and_as_many_as_are_done_finish(self):
     workdir = self.create_tempdir().full_path
@@ -145,37 +158,44 @@ class ClockTest(absltest.TestCase):
 
 # Adam divides a gradient by its size, and a rounding error may turn the sign of a tiny one. With
 # eps far above every gradient the update is in proportion to it, and errors stay small.
-PLAIN = dict(total_steps=3, optimizer=dict(learning_rate=1.0, eps=10.0))
+PLAIN = dict(total_steps=2, optimizer=dict(learning_rate=1.0, eps=10.0), **SMALL)
+SHAPES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
 
 MESHES = """
 import sys; sys.path[:0] = ['.', 'tests/pipelines']
-import json, opd_test
-data, model, workdir = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-opd_test.run(opd_test.tiny(mesh=dict(data=data, model=model), **opd_test.PLAIN), workdir)
+import opd_test
+for name, (data, model) in opd_test.SHAPES.items():
+  opd_test.run(opd_test.tiny(mesh=dict(data=data, model=model), **opd_test.PLAIN),
+               f"{sys.argv[1]}/{name}")
 """
 
 
 class MeshTest(parameterized.TestCase):
 
-  def test_one_device_equals_eight_on_every_mesh(self):
-    alone = self.create_tempdir().full_path
-    run(tiny(**PLAIN), alone)
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    run(tiny(**PLAIN), f"{cls.folder}/alone")
+    child = subprocess.run([sys.executable, "-c", MESHES, cls.folder], cwd=ROOT, text=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {
+                               "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+    if child.returncode:
+      raise AssertionError(child.stderr)
+
+  @parameterized.parameters(*SHAPES)
+  def test_one_device_equals_eight_on_every_mesh(self, mesh):
+    alone, many = f"{self.folder}/alone", f"{self.folder}/{mesh}"
+    for ours, theirs in zip(lines(many), lines(alone), strict=True):
+      self.assertEqual(ours.keys(), theirs.keys())
+      for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     start = safetensors.load_file(ROOT / "opd_jax/tiny/student/model.safetensors")
-    for data, model in ((8, 1), (4, 2), (2, 4)):
-      workdir = self.create_tempdir().full_path
-      subprocess.run([sys.executable, "-c", MESHES, str(data), str(model), workdir], cwd=ROOT,
-                     check=True, env={**os.environ, "XLA_FLAGS":
-                                      "--xla_force_host_platform_device_count=8"})
-      for ours, theirs in zip(lines(workdir), lines(alone), strict=True):
-        self.assertEqual(ours.keys(), theirs.keys())
-        for name, value in theirs.items():
-          np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-5,
-                                     err_msg=f"{name}, mesh {data}x{model}")
-      ours = weights(workdir)
-      for name, value in weights(alone).items():
-        moved = np.linalg.norm(value - start[name])
-        self.assertGreater(moved, 1e-3, name)
-        self.assertLess(np.linalg.norm(ours[name] - value), 2e-4 * moved, name)
+    ours = weights(many)
+    for name, value in weights(alone).items():
+      moved = np.linalg.norm(value - start[name])
+      self.assertGreater(moved, 1e-3, name)
+      self.assertLess(np.linalg.norm(ours[name] - value), 2e-4 * moved, name)
 
 
 def ragged(vocab_size):

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import keys
+from opd_jax import keys, preemption
 from opd_jax.models import build, configs, decoding
 from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import engine, sampler, scorer, slots
@@ -84,9 +85,10 @@ class EngineTest(parameterized.TestCase):
     lengths = self.assert_plain(settings(slots=4), name).mask.sum(axis=1)
     self.assertGreater(len(set(lengths)), 3)
 
-  @parameterized.parameters((1, 16), (4, 1), (64, 4))
-  def test_neither_slots_nor_chunks_change_a_row(self, count, chunk):
-    self.assert_plain(settings(slots=count, chunk=chunk))
+  @parameterized.parameters((1, 16, 9), (2, 4, 9), (3, 4, 9), (4, 1, 9), (8, 4, 9), (64, 4, 9),
+                            (64, 4, 70))
+  def test_neither_slots_nor_chunks_change_a_row(self, count, chunk, rows):
+    self.assert_plain(settings(slots=count, chunk=chunk), rows=rows)
 
   def test_a_cache_that_grows_and_shrinks_changes_no_row(self):
     widths, make = [], slots.compiled
@@ -110,17 +112,18 @@ class EngineTest(parameterized.TestCase):
   def test_refill_under_every_load(self, load):
     free = plain("qwen3", 9, 1, (V,)).response  # nobody ends
     others = np.delete(free, 4, axis=0)
-    eos = {"short": free[:, :3], "long": [V], "one_long": np.setdiff1d(others[:, :3], free[4]),
+    eos = {"short": free[:, 2], "long": [V], "one_long": np.setdiff1d(others[:, 1:4], free[4]),
            "first": np.arange(V)}[load]
     lengths = self.assert_plain(settings(tuple(np.unique(eos).tolist()), slots=3)).mask.sum(axis=1)
-    self.assertLessEqual(lengths.max(), {"short": 3, "first": 1}.get(load, T))
-    if load == "long":
-      np.testing.assert_array_equal(lengths, T)
+    if load in ("long", "first"):
+      np.testing.assert_array_equal(lengths, T if load == "long" else 1)
+    if load == "short":
+      self.assertEqual(set(lengths), {1, 2, 3})
     if load == "one_long":
       self.assertEqual(lengths[4], T)
       self.assertLess(np.median(lengths), T / 2)
 
-  @parameterized.parameters((2, 16, 20), (9, 1, 4))
+  @parameterized.parameters((2, 16, 20), (2, 16, 5), (9, 1, 4))
   def test_a_group_reads_its_prompt_once(self, count, group, slots_count):
     wanted = settings(slots=slots_count)
     model, params = policy()
@@ -188,6 +191,8 @@ class EngineTest(parameterized.TestCase):
                "the model allows 40; shorten")
     with self.assertRaisesRegex(ValueError, message):
       engine.make(model, wanted)(params, *prompts(9), KEY)
+    just_fits = engine.in_groups(*prompts(9), np.full(9, 28))
+    engine.check(just_fits, 28, model.config.max_positions)
 
   def test_a_row_ends_at_its_own_limit(self):
     model, params = policy()
@@ -195,8 +200,24 @@ class EngineTest(parameterized.TestCase):
     got, want = generate(params, *prompts(9), KEY, limit), plain("qwen3", 9, 1, (2, 3, 4))
     np.testing.assert_array_equal(got.mask, want.mask & (np.arange(T) < limit[:, None]))
     np.testing.assert_array_equal(got.response, np.where(got.mask, want.response, 0))
-    with self.assertRaisesRegex(ValueError, "limits are 1 to 25 tokens; .* max_response = 24"):
-      generate(params, *prompts(9), KEY, np.array([1] * 8 + [25]))
+    for least, most in ((1, 25), (0, 24)):
+      with self.assertRaisesRegex(ValueError, f"limits are {least} to {most} tokens; they must be "
+                                  "at least 1 and at most max_response = 24"):
+        generate(params, *prompts(9), KEY, np.array([least] * 8 + [most]))
+
+  def test_a_rollout_that_sigterm_broke_off_is_drawn_again(self):
+    model, params = policy()
+    generate, asked = engine.make(model, settings(slots=4)), []
+    with preemption.guard() as stop:
+      def at_the_third_chunk():
+        asked.append(None)
+        if len(asked) == 3:
+          signal.raise_signal(signal.SIGTERM)
+        return stop()
+      with self.assertRaises(engine.Stopped):
+        generate(params, *prompts(9), KEY, stop=at_the_third_chunk)
+    self.assertLen(asked, 3)
+    self.assert_plain(settings(slots=4))
 
   def test_an_unknown_cache_is_refused(self):
     with self.assertRaisesRegex(ValueError, "kv_dtype is 'int4'; it must be one of '', 'float32'"):
