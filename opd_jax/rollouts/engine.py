@@ -74,7 +74,7 @@ def make(model: nn.Module, settings: Settings) -> Generate:
       limit = np.full(len(prompt), settings.max_response, np.int32)
     queue = in_groups(np.asarray(prompt), np.asarray(mask), limit)
     check(queue, settings.max_response, model.config.max_positions)
-    return run(steps, settings, prepare(params), queue, key, stop)
+    return run(steps, settings, params, prepare(params), queue, key, stop)
   return generate
 
 
@@ -100,9 +100,15 @@ def check(queue: Queue, max_response: int, allowed: int) -> None:
         "prompt or the response")
 
 
-def run(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue, key: Array,
-        stop: Callable[[], bool] = lambda: False) -> Rollout:
-  """The loop over chunks: fills free slots, decodes, takes down what was drawn."""
+def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue: Queue,
+        key: Array, stop: Callable[[], bool] = lambda: False) -> Rollout:
+  """The loop over chunks: fills free slots, decodes, takes down what was drawn.
+
+  Args:
+    steps, settings, queue: of this rollout.
+    params, weights: the model's parameters, and what `decoding.preparation` made of them.
+    key, stop: see `make`.
+  """
   total, width = queue.prompt.shape
   count = min(settings.slots or total, total)
   length = width + settings.max_response - 1  # of a row but its last token, not read again
@@ -139,7 +145,7 @@ def run(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue, key:
       last = out.response[where][-1]
       rows.live[slot] = rows.drawn[slot] < rows.limit[slot] and last not in settings.eos_ids
 
-  waiting = blocks(steps, settings, weights, queue, count, length)
+  waiting = blocks(steps, settings, params, queue, count, length)
   begin, end, block = 0, 0, None  # rows that the block is for
   for_next = 0                    # the next row that has no slot
   while for_next < total or rows.live.any():
@@ -171,7 +177,7 @@ def run(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue, key:
   return out
 
 
-def blocks(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue, count: int,
+def blocks(steps: slots.Steps, settings: Settings, params: Any, queue: Queue, count: int,
            length: int) -> Iterator[tuple[int, int, slots.Block]]:
   """Reads the prompts, as many groups at a time as fill all slots, each when it is asked for.
 
@@ -184,7 +190,7 @@ def blocks(steps: slots.Steps, settings: Settings, weights: Any, queue: Queue, c
     leaders = queue.leader[np.minimum(np.arange(first, first + size), groups - 1)]
     wide = batches.bucket(int(queue.length[leaders].max()),
                           [*(size for size in settings.buckets if size < width), width])
-    block = steps.prefill(weights, queue.prompt[leaders, width - wide:],
+    block = steps.prefill(params, queue.prompt[leaders, width - wide:],
                           queue.mask[leaders, width - wide:], length=length)
     after = first + size
     yield int(queue.leader[first]), int(queue.leader[after]) if after < groups else total, block

@@ -54,7 +54,11 @@ class Rows(NamedTuple):
 
 
 class Steps(NamedTuple):
-  """Compiled once for each shape. Weights are those of `decoding.preparation`."""
+  """Compiled once for each shape.
+
+  Prompts are read by the model as it is, from its parameters: that is a pass like any other. The
+  other steps want the model unrolled, and weights from `decoding.preparation`.
+  """
 
   empty: Callable[..., KVCache]
   prefill: Callable[..., Block]
@@ -66,13 +70,13 @@ class Steps(NamedTuple):
 @functools.cache
 def compiled(model: nn.Module, settings: Settings) -> Steps:
   """The steps of one model, shared by all who ask for the same."""
-  of_model = lambda step: functools.partial(step, decoding.unrolled(model), settings)
+  unrolled = lambda step: functools.partial(step, decoding.unrolled(model), settings)
   return Steps(
-      empty=jax.jit(of_model(empty), static_argnames=("rows", "width")),
-      prefill=jax.jit(of_model(prefill), static_argnames="length"),
-      fill=jax.jit(of_model(fill), donate_argnames="cache"),
+      empty=jax.jit(unrolled(empty), static_argnames=("rows", "width")),
+      prefill=jax.jit(functools.partial(prefill, model, settings), static_argnames="length"),
+      fill=jax.jit(unrolled(fill), donate_argnames="cache"),
       align=jax.jit(align, static_argnames="width"),
-      decode=jax.jit(of_model(decode), static_argnames="length", donate_argnames="cache"))
+      decode=jax.jit(unrolled(decode), static_argnames="length", donate_argnames="cache"))
 
 
 def empty(model: nn.Module, settings: Settings, *, rows: int, width: int) -> KVCache:
@@ -80,16 +84,16 @@ def empty(model: nn.Module, settings: Settings, *, rows: int, width: int) -> KVC
   return layers.empty_cache(model.config, rows, width, cache_dtype(model, settings), unrolled=True)
 
 
-def prefill(model: nn.Module, settings: Settings, weights: Any, prompt: Array, mask: Array, *,
+def prefill(model: nn.Module, settings: Settings, params: Any, prompt: Array, mask: Array, *,
             length: int) -> Block:
   """Reads prompts i32[N, S], left-padded, as part of sequences of `length` tokens."""
-  cache = layers.empty_cache(model.config, *prompt.shape, model.dtype, unrolled=True)
+  cache = layers.empty_cache(model.config, *prompt.shape, model.dtype)
   positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-  hidden, cache = model.apply({"params": weights}, prompt, positions, mask.astype(jnp.int32),
+  hidden, cache = model.apply({"params": params}, prompt, positions, mask.astype(jnp.int32),
                               cache, length)
-  dtype = cache_dtype(model, settings)
-  kept = tuple(layers.stored(layer.keys, layer.values, dtype) for layer in cache.layers)
-  return Block(kept, mask, hidden[:, -1])
+  kept = layers.stored(cache.layers.keys, cache.layers.values, cache_dtype(model, settings))
+  apart = tuple(jax.tree.map(lambda x: x[i], kept) for i in range(model.config.num_layers))
+  return Block(apart, mask, hidden[:, -1])
 
 
 def fill(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, token: Array,

@@ -50,7 +50,7 @@ def programs(layers: int):
   return {
       "train step": lambda: step.lower(state, batch, None),
       "scoring": lambda: jax.jit(functools.partial(scorer.logprobs, model)).lower(params, batch),
-      "reading prompts": lambda: steps.prefill.lower(weights, batch.prompt, batch.prompt_mask,
+      "reading prompts": lambda: steps.prefill.lower(params, batch.prompt, batch.prompt_mask,
                                                      length=whole),
       "decoding": lambda: steps.decode.lower(weights, cache, jnp.zeros((ROWS,), jnp.int32), rows,
                                              PROMPT, 16, keys.root(0), length=whole),

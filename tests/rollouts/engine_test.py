@@ -130,12 +130,12 @@ class EngineTest(parameterized.TestCase):
     queue, read = engine.in_groups(*prompts(count, group), np.full(count * group, T)), []
     steps = slots.compiled(model, wanted)
 
-    def prefill(weights, prompt, mask, **kwargs):
+    def prefill(params, prompt, mask, **kwargs):
       read.append(mask.sum(axis=1))
-      return steps.prefill(weights, prompt, mask, **kwargs)
+      return steps.prefill(params, prompt, mask, **kwargs)
 
     weights = decoding.preparation(model)(params)
-    got = engine.run(steps._replace(prefill=prefill), wanted, weights, queue, KEY)
+    got = engine.run(steps._replace(prefill=prefill), wanted, params, weights, queue, KEY)
     want = plain("qwen3", count, group, wanted.eos_ids)
     np.testing.assert_array_equal(got.response, want.response)
     block = -(-slots_count // group)
