@@ -1,18 +1,19 @@
-"""Tokens a second of sampling: our engine, our plain sampler, transformers' generate on torch.
+"""Tokens a second of sampling: our engine, our plain sampler, transformers on torch, Tunix.
 
     python tests/bench/decode.py                       # every load; half an hour on 2 cores
     python tests/bench/decode.py --loads even8 mixed --dtypes bfloat16
     python tests/bench/decode.py --quick               # a small model, to try the script
+    bash tests/bench/peers.sh tunix                    # before it, to have Tunix among them
 
 A random Llama of 135M parameters (SmolLM2's shape); temperature 1, nobody draws EOS, lengths are
 given, so that every contestant makes the same number of tokens. Time includes reading the prompts
-and, for us, preparing the weights. Contestants take turns, in changing order, in one process and
-one run, medians of 5 with their spread; ratios are to the fastest of the
-peers, or of all where there are none.
+and, for us, preparing the weights. Contestants take turns, in changing order, in one run, medians
+of 5 with their spread; ratios are to the fastest of the peers, or of all where there are none. All
+are in one process but Tunix's sampler, which needs its own environment (peers/tunix_sampler.py).
 
-The plain sampler and generate decode requests in batches, each until its longest has ended; the
-engine refills its slots. A group's prompt is read once by the engine and by generate
-(num_return_sequences), once a row by the plain sampler.
+The plain sampler, generate and Tunix decode requests in batches, each until its longest has ended;
+the engine refills its slots. A group's prompt is read once by the engine and by generate
+(num_return_sequences), once a row by the plain sampler and by Tunix.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import peers
 import turns
 
 from opd_jax import host_memory, keys
@@ -142,10 +144,18 @@ def torch_continuous(config, params, load: Load, dtype: str) -> Callable[[], int
   return run
 
 
+def tunix_sampler(config, params, load: Load, dtype: str) -> Callable[[], int]:
+  del params
+  return peers.start("tunix", dict(
+      model=hf_config.to_hf(config, dtype), dtype=dtype, batch=load.batch, seed=0,
+      prompts=requests(load, config.vocab_size).tolist(), limits=load.limit.tolist()))
+
+
 OURS = {"engine": our_engine, "engine, int8 cache": functools.partial(our_engine, kv_dtype="int8"),
         "plain sampler": our_plain}
 PEERS = {"transformers generate": torch_generate,
          "transformers continuous batching": torch_continuous} if torch else {}
+PEERS |= {"tunix sampler": tunix_sampler} if peers.is_there("tunix") else {}
 CONTESTANTS = OURS | PEERS
 
 

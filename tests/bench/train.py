@@ -1,15 +1,17 @@
-"""Tokens a second of training: our steps against the same steps in torch.
+"""Tokens a second of training: our steps against the same steps in torch, and TRL's.
 
     python tests/bench/train.py            # 135M parameters, 8 x 128 tokens; minutes on 2 cores
     python tests/bench/train.py --quick    # a small model, to try the script
+    bash tests/bench/peers.sh trl          # before it, to have TRL's DistillationTrainer too
 
 Two steps: supervised ("sft": forward, backward, AdamW), and distillation over the whole vocabulary
 ("distill": teacher's forward pass, student's forward and backward, reverse KL, AdamW). Ours are the
 functions that the pipelines run, metrics included, with float32 master parameters and the compute
 dtype named; torch's are transformers' model, its parameters in the dtype named, torch.optim.AdamW,
-the textbook loss in float32. Both models have random weights of SmolLM2-135M's shape. Contestants
-take turns in one process and one run: medians of 5 with their spread; ratios are to torch's faster
-dtype. Tokens are those of the batch, prompt and response together.
+the textbook loss in float32. TRL's trainer distils only; it runs in a process and an environment of
+its own (peers/trl_distill.py). All models have random weights of SmolLM2-135M's shape. Contestants
+take turns in one run: medians of 5 with their spread; ratios are to the fastest of torch and TRL.
+Tokens are those of the batch, prompt and response together.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import peers
 import turns
 
 from opd_jax import config as configs
@@ -99,7 +102,14 @@ def torchs(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[],
   return run
 
 
+def trls(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], int]:
+  del distill  # it has no other step
+  return peers.start("trl", dict(model=hf_config.to_hf(shape, dtype), dtype=dtype, prompt=1, seed=0,
+                                 tokens=tokens(shape.vocab_size).tolist()))
+
+
 CONTESTANTS = {"ours": ours} | ({"torch": torchs} if torch else {})
+DISTILLERS = CONTESTANTS | ({"trl": trls} if peers.is_there("trl") else {})
 
 
 def main() -> None:
@@ -112,9 +122,11 @@ def main() -> None:
   print(turns.versions("torch", "transformers"))
   print(turns.header("step"))
   for name in options.steps:
-    found = turns.rates({(who, dtype): make(shape, dtype, name == "distill")
-                         for who, make in CONTESTANTS.items() for dtype in options.dtypes})
-    print(turns.lines(name, found, {"torch"}), flush=True)
+    distill = name == "distill"
+    contestants = DISTILLERS if distill else CONTESTANTS
+    found = turns.rates({(who, dtype): make(shape, dtype, distill)
+                         for who, make in contestants.items() for dtype in options.dtypes})
+    print(turns.lines(name, found, {"torch", "trl"}), flush=True)
 
 
 if __name__ == "__main__":

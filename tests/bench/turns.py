@@ -1,4 +1,8 @@
-"""Contestants that take turns: what else the machine does falls on all of them."""
+"""Contestants that take turns: what else the machine does falls on all of them.
+
+Some are processes of their own (peers/), which wait meanwhile; the time of a turn is taken here for
+all.
+"""
 
 from collections.abc import Callable, Mapping
 import importlib.metadata
