@@ -47,16 +47,17 @@ class Load(NamedTuple):
 
 
 def loads(quick: bool) -> dict[str, Load]:
-  """The shapes of issue 4; `quick` divides lengths by 8 and requests by 16."""
+  """By name: `quick` divides lengths by 8 and requests by 16; mixed64 is a quarter of mixed."""
   less, fewer = (8, 16) if quick else (1, 1)
   draws = np.random.default_rng(0).lognormal(size=256 // fewer)
   mixed = np.clip(draws / draws.mean() * 96, 1, 512).round()
   even = lambda rows: np.full(rows, 64 // less)
+  waves = Load(128 // less, 1, 32 // (4 if quick else 1), np.maximum(mixed // less, 1).astype(int))
   return {
       "even8": Load(128 // less, 1, 8, even(8)),
       "even32": Load(128 // less, 1, 32, even(32)),
-      "mixed": Load(128 // less, 1, 32 // (4 if quick else 1),
-                    np.maximum(mixed // less, 1).astype(int)),
+      "mixed": waves,
+      "mixed64": waves._replace(limit=waves.limit[:len(waves.limit) // 4]),
       "groups": Load(512 // less, 8, 32, even(32)),
   }
 
