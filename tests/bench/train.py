@@ -103,13 +103,13 @@ def torchs(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[],
 
 
 def trls(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], int]:
-  del distill  # it has no other step
+  del distill  # it has no other step, and is left out where that is asked for
   return peers.start("trl", dict(model=hf_config.to_hf(shape, dtype), dtype=dtype, prompt=1, seed=0,
                                  tokens=tokens(shape.vocab_size).tolist()))
 
 
-CONTESTANTS = {"ours": ours} | ({"torch": torchs} if torch else {})
-DISTILLERS = CONTESTANTS | ({"trl": trls} if peers.is_there("trl") else {})
+CONTESTANTS = ({"ours": ours} | ({"torch": torchs} if torch else {})
+               | ({"trl": trls} if peers.is_there("trl") else {}))
 
 
 def main() -> None:
@@ -117,15 +117,16 @@ def main() -> None:
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
   parser.add_argument("--steps", nargs="+", choices=("sft", "distill"), default=["sft", "distill"])
+  parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
   options = parser.parse_args()
   shape = models.NAMED["tiny_weak" if options.quick else "smollm2_135m"]
   print(turns.versions("torch", "transformers"))
   print(turns.header("step"))
   for name in options.steps:
     distill = name == "distill"
-    contestants = DISTILLERS if distill else CONTESTANTS
-    found = turns.rates({(who, dtype): make(shape, dtype, distill)
-                         for who, make in contestants.items() for dtype in options.dtypes})
+    found = turns.rates({(who, dtype): CONTESTANTS[who](shape, dtype, distill)
+                         for who in options.contestants if distill or who != "trl"
+                         for dtype in options.dtypes})
     print(turns.lines(name, found, {"torch", "trl"}), flush=True)
 
 
