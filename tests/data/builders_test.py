@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest, parameterized
+import ml_collections
 
 from opd_jax import verifiers
 from opd_jax.data import builders, chat
@@ -237,6 +238,13 @@ class ArithmeticTest(parameterized.TestCase):
       return list(builders.arithmetic.splits(**kwargs)["train"]())
     self.assertEqual(made(1), made(1))
     self.assertNotEqual(made(1), made(2))
+
+  def test_a_share_within_an_argument_is_another_copy_too(self):
+    cache = self.create_tempdir().full_path
+    for plain in (0.3, 0.7, 0.3):
+      mix = ml_collections.ConfigDict(dict(plain=plain, peers=1.0 - plain))
+      builders.open_source("arithmetic", dict(train=4, test=4, mix=mix), "train", cache)
+    self.assertLen(os.listdir(cache), 2)
 
   def test_rows_survive_the_disk(self):
     kwargs = dict(train=20, test=5, mix=MIX)

@@ -94,8 +94,9 @@ def open_source(name: str, arguments: Mapping[str, Any], split: str, cache: str 
   splits = module.splits(**arguments)
   if split not in splits:
     raise ValueError(f"data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
+  whole = lambda x: dict(x) if hasattr(x, "keys") else list(x)  # a ConfigDict is not a dict
   identity = json.dumps([name, dict(arguments), module.fingerprint(**arguments)], sort_keys=True,
-                        default=list)
+                        default=whole)
   root = pathlib.Path(cache) if cache else pathlib.Path.home() / ".cache/opd_jax/data"
   folder = root / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
   if not folder.is_dir():
