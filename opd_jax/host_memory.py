@@ -6,6 +6,7 @@ time, in pages of 4 KiB; a virtual machine may even have returned them to its ho
 that costs is in tests/bench/README.md: up to half of a training step.
 """
 
+import glob
 import os
 import sys
 
@@ -17,13 +18,24 @@ TUNABLES = ":".join((
 ))
 
 
+def wanted() -> str:
+  """`TUNABLES`, or nothing where an accelerator computes."""
+  platform = os.environ.get("JAX_PLATFORMS")
+  devices = "/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*"
+  elsewhere = platform != "cpu" if platform else any(map(glob.glob, devices))
+  return "" if elsewhere else TUNABLES
+
+
 def ensure() -> None:
-  """Starts the process anew with `TUNABLES`, unless it has some: malloc reads them only then."""
-  if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-    os.environ["GLIBC_TUNABLES"] = TUNABLES
+  """Starts the process anew with what is `wanted`: malloc reads it then, and only then.
+
+  A user's own GLIBC_TUNABLES stay.
+  """
+  if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ and wanted():
+    os.environ["GLIBC_TUNABLES"] = wanted()
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":
-  print(TUNABLES)
+  print(wanted())

@@ -23,7 +23,7 @@ print(os.getppid(), sys.argv[1:], os.environ["GLIBC_TUNABLES"], huge, kilobytes(
 
 
 def run(**more: str) -> list[str]:
-  env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+  env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | {"JAX_PLATFORMS": "cpu"}
   done = subprocess.run([sys.executable, "-c", SCRIPT, "a b", "--c"], env=env | more, check=True,
                         capture_output=True, text=True)
   return done.stdout.rsplit(maxsplit=3)
@@ -40,6 +40,12 @@ class HostMemoryTest(absltest.TestCase):
     if switch.is_file() and "[never]" not in switch.read_text():
       self.assertGreater(int(huge), 200 << 10)
     self.assertGreater(int(kept), 200 << 10)
+
+  def test_an_accelerators_host_gives_memory_back(self):
+    code = "from opd_jax import host_memory; print(repr(host_memory.wanted()))"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "tpu"},
+                          check=True, capture_output=True, text=True)
+    self.assertEqual(done.stdout, "''\n")
 
   def test_a_users_own_setting_stays(self):
     self.assertEqual(run(GLIBC_TUNABLES="glibc.malloc.check=0")[1], "glibc.malloc.check=0")

@@ -61,8 +61,10 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: Any,
   if unrolled:
     entries = tuple(empty_layer(config, batch, slots, dtype) for _ in range(count))
   else:
-    entries = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype),
-                           empty_layer(config, batch, slots, dtype))
+    names = None, "batch", "kv_heads", None, "head_dim"  # scales end before head_dim
+    entries = jax.tree.map(
+        lambda x: constrain(jnp.zeros((count, *x.shape), x.dtype), *names[:x.ndim + 1]),
+        empty_layer(config, batch, slots, dtype))
   return KVCache(entries, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
 
 

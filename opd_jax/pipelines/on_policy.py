@@ -37,7 +37,7 @@ class Method(NamedTuple):
   notices: Sequence[str]                              # what the user should know
   student: policies.Policy                            # as given, or cut to the teacher's ids
   teacher: policies.Policy
-  score: Callable[[TrainState, Batch], Batch]         # adds the teachers' arrays; no gradient
+  score: Callable[[TrainState, Batch], Batch]         # adds the teachers' arrays; sees no reward
   constants: Callable[[TrainState], Any]              # arrays the loss needs whole, e.g. heads
   loss: Callable[[Any, Batch, Any], tuple[Array, dict[str, Array]]]  # see make_train_step
   describe: Callable[[Batch, dict[str, Array]], dict[str, Array]]    # (batch, columns) -> metrics

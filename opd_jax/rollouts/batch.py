@@ -1,7 +1,7 @@
 """Batch: the container of one training step, and how rows become arrays.
 
-Static shapes: prompts are padded to one of a few bucket lengths, so a run compiles each
-function at most once per bucket.
+Static shapes: prompts and responses are padded to one of a few bucket lengths each, so a run
+compiles each function at most once for each pair.
 """
 
 from collections.abc import Sequence

@@ -56,9 +56,11 @@ class _Worker:
   def __init__(self, verify: Callable[[str, str], Verdict], timeout_s: float):
     self.pipe, theirs = multiprocessing.Pipe()
     code = f"from opd_jax.verifiers.pool import serve; serve({theirs.fileno()})"
+    # A worker computes nothing large: its memory goes back to the kernel.
+    inherited = {name: x for name, x in os.environ.items() if name != "GLIBC_TUNABLES"}
     self.process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path)})
     theirs.close()
     self.pipe.send((verify, timeout_s))
     self.task: int | None = None

@@ -1,7 +1,7 @@
 """Tokens a second of sampling: our engine, our plain sampler, transformers on torch, Tunix.
 
-    python tests/bench/decode.py                       # every load; half an hour on 2 cores
-    python tests/bench/decode.py --loads even8 mixed --dtypes bfloat16
+    python tests/bench/decode.py --loads even8         # a load takes minutes, mixed takes hours
+    python tests/bench/decode.py --loads groups --dtypes bfloat16
     python tests/bench/decode.py --quick               # a small model, to try the script
     bash tests/bench/peers.sh tunix                    # before it, to have Tunix among them
 
@@ -12,8 +12,8 @@ of 5 with their spread; ratios are to the fastest of the peers, or of all where 
 are in one process but Tunix's sampler, which needs its own environment (peers/tunix_sampler.py).
 
 The plain sampler, generate and Tunix decode requests in batches, each until its longest has ended;
-the engine refills its slots. A group's prompt is read once by the engine and by generate
-(num_return_sequences), once a row by the plain sampler and by Tunix.
+the engine and continuous batching refill their slots. A group's prompt is read once by these two,
+once a row by the others (generate repeats it before reading, Tunix has no way to say it).
 """
 
 import argparse
@@ -38,6 +38,7 @@ try:
   import transformers
 except ImportError:
   torch = None
+
 
 class Load(NamedTuple):
   prompt: int          # tokens
@@ -126,9 +127,10 @@ def torch_continuous(config, params, load: Load, dtype: str) -> Callable[[], int
   model = transformers.AutoModelForCausalLM.from_config(
       transformers.AutoConfig.for_model(**raw), dtype=getattr(torch, dtype),
       attn_implementation="sdpa").eval()
-  rows = requests(load, config.vocab_size).tolist()
-  settings = transformers.GenerationConfig(do_sample=True, top_k=0, eos_token_id=-1,
-                                           pad_token_id=0, max_new_tokens=int(load.limit.max()))
+  prompts = requests(load, config.vocab_size)[::load.group].tolist()
+  settings = transformers.GenerationConfig(
+      do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=0, num_return_sequences=load.group,
+      max_new_tokens=int(load.limit.max()))
   batching = transformers.ContinuousBatchingConfig(
       max_requests_per_batch=load.batch, max_batch_tokens=max(512, load.prompt),
       num_blocks=load.batch * (-(-(load.prompt + int(load.limit.max())) // 256) + 1))
@@ -137,9 +139,9 @@ def torch_continuous(config, params, load: Load, dtype: str) -> Callable[[], int
     made = 0
     with model.continuous_batching_context_manager(
         generation_config=settings, continuous_batching_config=batching) as manager:
-      for row, limit in zip(rows, load.limit):
+      for row, limit in zip(prompts, load.limit[::load.group]):  # one for a whole group
         manager.add_request(row, max_new_tokens=int(limit))
-      for _ in rows:
+      for _ in load.limit:
         made += len(manager.get_result(timeout=600).generated_tokens)
     return made
   return run

@@ -45,4 +45,4 @@ def start(peer: str, load: dict[str, Any]) -> Callable[[], int]:
       raise RuntimeError(f"{program} ended with exit status {process.wait()}")
     return answer
   ask(json.dumps(load))
-  return lambda: int(ask("go").split()[0])
+  return lambda: int(ask("go"))

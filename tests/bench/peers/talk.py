@@ -10,7 +10,6 @@ from collections.abc import Callable
 import json
 import os
 import sys
-import time
 from typing import Any
 
 answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -18,7 +17,7 @@ os.dup2(2, 1)
 
 
 def take_turns(build: Callable[[dict[str, Any]], Callable[[], int]]) -> None:
-  """Reads a load, answers `ready`, then each line `go` with the tokens and seconds of one turn.
+  """Reads a load, answers `ready`, then each line `go` with the tokens of one turn.
 
   Args:
     build: of what does a turn and returns its tokens, from the load; one turn warms it up.
@@ -27,6 +26,4 @@ def take_turns(build: Callable[[dict[str, Any]], Callable[[], int]]) -> None:
   turn()
   print("ready", file=answers)
   for _ in sys.stdin:
-    start = time.perf_counter()
-    tokens = turn()
-    print(tokens, f"{time.perf_counter() - start:.4f}", file=answers)
+    print(turn(), file=answers)
