@@ -3,7 +3,7 @@
 XLA's CPU backend asks malloc for its buffers anew at every call, and glibc hands buffers of that
 size back to the kernel when they are freed. Each step then touches its gigabytes for the first
 time, in pages of 4 KiB; a virtual machine may even have returned them to its host meanwhile. What
-that costs is in tests/bench/README.md: up to half of a training step.
+that costs is in tests/bench/README.md: up to two fifths of a training step.
 """
 
 import glob

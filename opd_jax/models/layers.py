@@ -301,7 +301,7 @@ class GatedMLP(nn.Module):
     gate = weight(self, "gate", (dim, hidden), ("embed", "mlp"), dim, self.dtype)
     up = weight(self, "up", (dim, hidden), ("embed", "mlp"), dim, self.dtype)
     down = weight(self, "down", (hidden, dim), ("mlp", "embed"), hidden, self.dtype)
-    # In float32: a CPU would round after each of silu's operations, and takes half as long again.
+    # In float32: in bfloat16 a CPU rounds after each of silu's operations, and takes longer.
     wide = lambda kernel: dense("bsd,df->bsf", x, kernel).astype(jnp.float32)
     y = (jax.nn.silu(wide(gate)) * wide(up)).astype(self.dtype)
     return dense("bsf,fd->bsd", constrain(y, "batch", "length", "mlp"), down)
