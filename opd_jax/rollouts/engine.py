@@ -6,6 +6,9 @@ The plain sampler decodes until the longest row has ended; here a row that ends 
 another. Rows of one group share the reading of their prompt. The cache is as wide as the rows in
 it need, in powers of two; when its columns run out, what is still in use moves to the front.
 
+Once nobody waits, the slots become fewer as rows end: the long ones at the end have company only
+as long as there is some.
+
 The host sees who has ended once a chunk, never at a token. What it needs to decide who goes
 where, it knows: only keys, values and last tokens are on the device.
 """
@@ -19,6 +22,7 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax import sharding
 from opd_jax.models import decoding
 from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import slots
@@ -26,6 +30,7 @@ from opd_jax.rollouts.sampler import Rollout
 from opd_jax.rollouts.slots import Rows, Settings
 
 NARROWEST = 128  # columns of the smallest cache: below, attention costs next to nothing
+FEWEST = 8       # slots that are never made fewer: below, a step reads weights and little else
 
 KV_DTYPES = ("", "float32", "bfloat16", "int8")
 
@@ -167,6 +172,10 @@ def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue
     if stop():
       raise Stopped
     if rows.live.any():
+      if for_next == total and (left := fewer(int(rows.live.sum()), count)) < count:
+        kept = np.argsort(~rows.live, kind="stable")[:left]  # those that live, and some that do not
+        cache, token = steps.keep(cache, token, kept)
+        rows, count = Rows(*(x[kept] for x in rows)), left
       ahead = min(settings.chunk, int((rows.limit - rows.drawn)[rows.live].max()))
       room(0, ahead)
       cache, token, drawn = steps.decode(weights, cache, token, rows, column, ahead, key,
@@ -175,6 +184,17 @@ def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue
       column += int(drawn.mask.any(axis=1).sum())
       take(drawn)
   return out
+
+
+def fewer(live: int, count: int) -> int:
+  """The slots that are enough for `live` rows when `count` are too many: a quarter each time.
+
+  Each number of slots is compiled for, so there are few of them.
+  """
+  while (count % 4 == 0 and count // 4 >= max(live, FEWEST)
+         and sharding.shards("batch", count // 4) == sharding.shards("batch", count)):
+    count //= 4
+  return count
 
 
 def blocks(steps: slots.Steps, settings: Settings, params: Any, queue: Queue, count: int,

@@ -64,6 +64,7 @@ class Steps(NamedTuple):
   prefill: Callable[..., Block]
   fill: Callable[..., tuple[KVCache, Array, Rollout]]
   align: Callable[..., KVCache]
+  keep: Callable[..., tuple[KVCache, Array]]
   decode: Callable[..., tuple[KVCache, Array, Rollout]]
 
 
@@ -75,7 +76,7 @@ def compiled(model: nn.Module, settings: Settings) -> Steps:
       empty=jax.jit(unrolled(empty), static_argnames=("rows", "width")),
       prefill=jax.jit(functools.partial(prefill, model, settings), static_argnames="length"),
       fill=jax.jit(unrolled(fill), donate_argnames="cache"),
-      align=jax.jit(align, static_argnames="width"),
+      align=jax.jit(align, static_argnames="width"), keep=jax.jit(keep),
       decode=jax.jit(unrolled(decode), static_argnames="length", donate_argnames="cache"))
 
 
@@ -138,6 +139,13 @@ def align(cache: KVCache, live: Array, shift: Array, *, width: int) -> KVCache:
     return jax.lax.slice_in_dim(jnp.roll(x, -shift, axis), 0, width, axis=axis)
   return cache.replace(layers=jax.tree.map(lambda x: move(x, 2), cache.layers),
                        segment_ids=move(jnp.where(live[:, None], cache.segment_ids, 0), 1))
+
+
+def keep(cache: KVCache, token: Array, kept: Array) -> tuple[KVCache, Array]:
+  """Only the slots i32[n] of a cache of more, with their last tokens."""
+  entries = jax.tree.map(lambda x: constrain(
+      x[kept], "batch", "kv_heads", *[None] * (x.ndim - 2)), cache.layers)
+  return cache.replace(layers=entries, segment_ids=cache.segment_ids[kept]), token[kept]
 
 
 def decode(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, token: Array,

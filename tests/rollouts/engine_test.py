@@ -108,6 +108,30 @@ class EngineTest(parameterized.TestCase):
     self.assertLess(change.min(), 0)
     self.assertIn(0, change)  # the columns had run out, not the width
 
+  @parameterized.parameters((16, 16, "", [4, 1]), (4, 9, "int8", [1]), (6, 9, "", []))
+  def test_slots_become_fewer_once_nobody_waits(self, count, rows, kv_dtype, wanted):
+    kept, make = [], slots.compiled
+
+    def compiled(*args):
+      steps = make(*args)
+
+      def keep(cache, token, slots):
+        kept.append(len(slots))
+        return steps.keep(cache, token, slots)
+      return steps._replace(keep=keep)
+
+    model, params = policy()
+    limit = np.where(np.arange(rows) == 2, T, np.where(np.arange(rows) < 4, 12, 3))
+    call = lambda count: engine.make(model, settings((V,), slots=count, kv_dtype=kv_dtype))(
+        params, *prompts(rows), KEY, limit)
+    want = call(rows + 1)
+    with mock.patch.object(engine, "FEWEST", 1), mock.patch.object(slots, "compiled", compiled):
+      got = call(count)
+    self.assertEqual(kept, wanted)
+    np.testing.assert_array_equal(got.mask.sum(axis=1), limit)
+    np.testing.assert_array_equal(got.response, want.response)
+    np.testing.assert_allclose(got.sampler_logprobs, want.sampler_logprobs, atol=2e-5)
+
   @parameterized.parameters("short", "long", "one_long", "first")
   def test_refill_under_every_load(self, load):
     free = plain("qwen3", 9, 1, (V,)).response  # nobody ends
@@ -236,7 +260,8 @@ from opd_jax.models import build
 from opd_jax.rollouts import engine
 
 model, params = engine_test.policy()
-prompts, wanted = engine_test.prompts(8, 3), engine_test.settings(slots=8)
+engine.FEWEST = 4  # so that slots become fewer on the mesh too
+prompts, wanted = engine_test.prompts(8, 3), engine_test.settings(slots=16)
 want = engine.make(model, wanted)(params, *prompts, engine_test.KEY)
 mesh = sharding.make_mesh(4, 2)
 with jax.set_mesh(mesh):
