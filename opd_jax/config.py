@@ -73,12 +73,12 @@ def _common() -> dict[str, Any]:
 
 def _training() -> dict[str, Any]:
   return dict(
-      total_steps=400,               # updates
+      total_steps=400,               # batches; loss.updates_per_batch says how often each is used
       log_every=10,                  # steps between metrics
       optimizer=ConfigDict(dict(
           learning_rate=1e-5,        # at its peak
           schedule="constant",       # or "cosine", "linear": to 0 at total_steps
-          warmup_steps=0,
+          warmup_steps=0,            # updates
           b1=0.9, b2=0.999, eps=1e-8,
           weight_decay=0.0,          # not of norms and biases
           clip_norm=1.0,             # of the whole gradient
@@ -100,10 +100,23 @@ def on_policy(**changes: Any) -> ConfigDict:
   return _changed(dict(
       **_common(), **_training(),
       pipeline="opd",
-      teacher=_policy("tiny:teacher"),
+      # Several teachers have names, by which the rows of the data ask for them, and no `teacher`.
+      teacher=_policy("" if changes.get("teachers") else "tiny:teacher"),
+      teachers=ConfigDict(),         # name -> a section like `teacher`
+      reference=_policy(""),         # "": none; the student's own source: its initial weights
+      student_share=1.0,             # of the batches: its own responses; the others: the data's
       loss=ConfigDict(dict(
-          signal="opd",              # what is learned at a token
-          surrogate="score_function",  # or "forward_kl", "reverse_kl", "jsd": over the vocabulary
+          signal="opd",              # what is learned: or "g_opd"; "group_advantage" (GRPO)
+          lam=1.0,                   # of g_opd: 0 the reference, 1 the teacher, > 1 beyond it
+          normalize_std=True,        # of group_advantage
+          weight="uniform",          # how much a token counts: or "iw_opd", "position"
+          iw_opd=ConfigDict(dict(max_weight=1.5, signed=False, unit_mean=False)),
+          position=ConfigDict(dict(fraction=0.3, side="prefix")),  # or "suffix"
+          surrogate="score_function",  # how to descend: or "clipped" (PPO); over the vocabulary
+                                     # "forward_kl", "reverse_kl", "jsd"
+          clipped=ConfigDict(dict(low=0.2, high=0.2, dual=0.0)),  # dual 0: none
+          reference_kl=0.0,          # coefficient of KL(student || reference), by k3
+          updates_per_batch=1,
           beta=0.5,                  # of jsd
           top_k=0,                   # K: over K tokens and a tail; 0: the whole vocabulary
           top_of="student",          # or "teacher": whose K most likely tokens
@@ -120,6 +133,9 @@ def offline(**changes: Any) -> ConfigDict:
   return _changed(dict(
       **_common(), **_training(),
       pipeline="sft",
+      # Whose responses to learn; none: the data's. Sampled once, as `rollout` says, and kept.
+      teacher=_policy(""),
+      teachers=ConfigDict(),         # name -> a section like `teacher`; rows ask for them by name
       tokenizer_vocab=0,             # n > 0: train a tokenizer of n tokens on the data first
       batch=ConfigDict(dict(
           tokens=6144,               # padded tokens a batch
@@ -178,12 +194,16 @@ def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
       raise ValueError(f"unknown config key {path}.{key}.{nearest(key, config)} "
                        f"{path} has: {', '.join(sorted(config))}")
     old = config[key]
-    if isinstance(old, ConfigDict) and key != "builder_kw":
-      if not isinstance(value, Mapping):
-        raise ValueError(f"{path}.{key} is a section; wanted a dict, found {value!r}")
-      _merge(old, value, f"{path}.{key}")
+    if isinstance(old, ConfigDict) and not isinstance(value, Mapping):
+      raise ValueError(f"{path}.{key} is a section; wanted a dict, found {value!r}")
     elif key == "builder_kw":
       config[key] = ConfigDict(value)
+    elif key == "teachers":
+      for name, section in value.items():
+        old[name] = _policy("")
+        _merge(old, {name: section}, f"{path}.{key}")
+    elif isinstance(old, ConfigDict):
+      _merge(old, value, f"{path}.{key}")
     elif type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
       raise ValueError(f"{path}.{key} must be a {type(old).__name__}, found {value!r}")
     else:
@@ -195,12 +215,13 @@ POSITIVE = (
     "total_steps", "log_every", "rollout.prompts", "rollout.group_size", "rollout.max_prompt",
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
-    "batch.tokens", "batch.chunk")
+    "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
-    "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab")
+    "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
+    "reference.drop_layers_every", "loss.lam", "loss.reference_kl", "loss.clipped.high")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets")
 
 
@@ -213,9 +234,12 @@ def validate(config: ConfigDict) -> None:
     _check(config, key, lambda x: x >= 1, "at least 1")
   for key in NOT_NEGATIVE:
     _check(config, key, lambda x: x >= 0, "0 or more")
-  for key in ("rollout.top_p", "eval.top_p"):
+  _check(config, "student_share", lambda x: 0 <= x <= 1, "at least 0 and at most 1")
+  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction"):
     _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
-  _check(config, "ema.rate", lambda x: 0 <= x < 1, "at least 0 and less than 1")
+  for key in ("ema.rate", "loss.clipped.low"):
+    _check(config, key, lambda x: 0 <= x < 1, "at least 0 and less than 1")
+  _check(config, "loss.clipped.dual", lambda x: x == 0 or x > 1, "above 1, or 0 for no bound")
   for key in WHOLE_NUMBERS:
     _check(config, key, lambda x: all(type(item) is int and item >= 1 for item in x),
            "whole numbers, each at least 1")
@@ -227,7 +251,7 @@ def validate(config: ConfigDict) -> None:
     if any(length > longest for length in buckets):
       raise ValueError(f"rollout.{what}_buckets {buckets} must not exceed rollout.max_{what} = "
                        f"{longest}, which is always one")
-  if config.pipeline == "opd":
+  if config.pipeline == "opd" and config.student_share > 0:
     _check_sampling(config)
   if "checkpoint" in config and config.checkpoint.keep_best:
     _check_best(config)
@@ -245,8 +269,9 @@ def _check(config: ConfigDict, key: str, good: Callable[[Any], bool], wanted: st
 
 def _check_best(config: ConfigDict) -> None:
   section, samples, ks = config.checkpoint, config.eval.samples, config.eval.ks
+  compares = config.pipeline == "opd" and bool(config.teacher.source or config.teachers)
   known = [f"mean@{samples}", *(f"pass@{k}" for k in ks), "length", "truncated"]
-  known = ["eval/" + name for name in known + ["reverse_kl"] * ("teacher" in config)]
+  known = ["eval/" + name for name in known + ["reverse_kl"] * compares]
   if section.best_metric not in known:
     raise ValueError(
         f"checkpoint.best_metric is {section.best_metric!r}; with eval.samples={samples} and "

@@ -7,7 +7,7 @@ would have drawn and checkpoints hold no keys.
 import jax
 
 # The numbers are part of every run's identity: append, never renumber.
-STREAMS = {"init": 0, "rollout": 1, "eval": 2, "context": 3}
+STREAMS = {"init": 0, "rollout": 1, "eval": 2, "context": 3, "source": 4}
 
 
 def root(seed: int) -> jax.Array:

@@ -165,8 +165,8 @@ def check_finite(metrics: dict[str, Array], batch: Any, workdir: str, step: int)
   if np.isfinite(loss) and np.isfinite(norm):
     return
   path = pathlib.Path(workdir) / f"bad_batch_step_{step:06d}.npz"
-  arrays = {name: np.asarray(value) for name, value in vars(batch).items() if value is not None}
-  np.savez(path, **arrays)
+  np.savez(path, **{jax.tree_util.keystr(name).strip("."): np.asarray(value)
+                    for name, value in jax.tree.leaves_with_path(batch)})
   raise FloatingPointError(
       f"update {step}: the loss is {loss} and the gradient norm {norm}. The update was not made; "
       f"the last checkpoint is good, and the batch is in {path}. Lower optimizer.learning_rate or "

@@ -13,13 +13,37 @@ from opd_jax.data.tokenizer import Tokenizer
 Row = dict[str, Any]
 
 
-def encode(tokenizer: Tokenizer) -> Callable[[Row], Row]:
-  """Row -> the row with `prompt_ids`."""
-  return lambda row: {**row, "prompt_ids": tokenizer.encode_chat(json.loads(row["messages"]))}
+def encode(tokenizer: Tokenizer, teachers: Sequence[str] = ()) -> Callable[[Row], Row]:
+  """Row -> the row with `prompt_ids`, and `teacher_id` as in `teacher_id`."""
+  return lambda row: {**row, "prompt_ids": tokenizer.encode_chat(json.loads(row["messages"])),
+                      "teacher_id": teacher_id(row, teachers)}
 
 
-def encode_answered(tokenizer: Tokenizer) -> Callable[[Row], Row]:
-  """Row -> the row with `prompt_ids` and `response_ids`, which end in EOS.
+def teacher_id(row: Row, teachers: Sequence[str]) -> int:
+  """The place in `teachers` of the one that a row names.
+
+  A row that names none has the only one there is. Without `teachers` nobody asks: 0.
+
+  Raises: ValueError naming the row if there is no such teacher, or none is named of several.
+  """
+  if not teachers:
+    return 0
+  name = row["teacher"]
+  if name in teachers:
+    return teachers.index(name)
+  if name:
+    known = ", ".join(map(repr, filter(None, teachers))) or "one `teacher` without a name"
+    raise ValueError(f"row {row['id']!r} names the teacher {name!r}, but the config has {known}; "
+                     f"add a section `teachers.{name}`, or correct the row")
+  if len(teachers) == 1:
+    return 0
+  raise ValueError(f"row {row['id']!r} names no teacher, and the config has several: "
+                   f"{', '.join(teachers)}; for JSONL say in data.builder_kw.teacher which field "
+                   "names it")
+
+
+def encode_answered(tokenizer: Tokenizer, teachers: Sequence[str] = ()) -> Callable[[Row], Row]:
+  """Row -> as `encode`, and `response_ids`, which end in EOS.
 
   Raises: ValueError, when a row comes up that has no response to learn from.
   """
@@ -29,7 +53,7 @@ def encode_answered(tokenizer: Tokenizer) -> Callable[[Row], Row]:
                        "responses; choose data that has them (for JSONL name their field in "
                        "data.builder_kw.response)")
     ids = [*tokenizer.encode(row["response"]), tokenizer.end_id]
-    return {**encode(tokenizer)(row), "response_ids": ids}
+    return {**encode(tokenizer, teachers)(row), "response_ids": ids}
   return one
 
 

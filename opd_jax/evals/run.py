@@ -25,7 +25,7 @@ def evaluate(config: ml_collections.ConfigDict, rows: Sequence[dict[str, Any]], 
 
   Args:
     config: the `eval` section: batch, samples (n), ks, seed.
-    rows: data rows with `prompt_ids` and `answer`.
+    rows: data rows with `prompt_ids` and `answer`, and `teacher_id` if there are several.
     params: the policy's parameters, handed to `sample` and `reverse_kl`.
     sample: fills in response, mask and sampler_logprobs of a Batch of prompts.
     verify: texts and answers -> verdicts.
@@ -40,7 +40,8 @@ def evaluate(config: ml_collections.ConfigDict, rows: Sequence[dict[str, Any]], 
     part = list(rows[start:start + config.batch])
     filler = [part[-1]] * (config.batch - len(part))  # one shape for all; the copies are dropped
     prompts = batches.prompts([row["prompt_ids"] for row in part + filler], samples, buckets,
-                              tokenizer.pad_id)
+                              tokenizer.pad_id,
+                              [row.get("teacher_id", 0) for row in part + filler])
     rollout = sample(params, prompts, jax.random.fold_in(key, start))
     kl = None if reverse_kl is None else np.asarray(reverse_kl(params, rollout))
     response, mask = np.asarray(rollout.response), np.asarray(rollout.mask)

@@ -24,11 +24,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     gap = None
     if config.teacher.source:
       teacher = policies.load(config.teacher, config.model, keys.at(root, "init", 1), mesh)
-      student, teacher, notices = policies.match(student, teacher)
+      student, others, notices = policies.match(student, {"teacher": teacher})
+      teacher = others["teacher"]
       for line in notices:
         progress.note(line)
-      exact = jax.jit(functools.partial(opd.reverse_kl, student.model, teacher.model))
-      gap = lambda params, batch: exact(params, teacher.params, batch)
+      exact = jax.jit(functools.partial(opd.reverse_kl, student.model, (teacher.model,)))
+      gap = lambda params, batch: exact(params, (teacher.params,), batch)
     verify = stack.enter_context(verifiers.make(**config.verifier))
     writer = stack.enter_context(Writer(workdir, config, 0))
     scores = evaluation.make(config, student, verify, mesh, workdir, gap)(student.params, "eval")

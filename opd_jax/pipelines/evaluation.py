@@ -14,6 +14,7 @@ from opd_jax import progress, sharding
 from opd_jax.data import builders, loader
 from opd_jax.evals import run as evals
 from opd_jax.pipelines import policy as policies
+from opd_jax.pipelines import teachers
 from opd_jax.rollouts.sampler import Sampling
 
 Evaluate = Callable[[Any, str], dict[str, float]]  # (params, name) -> metrics
@@ -65,7 +66,7 @@ def read_rows(config: ml_collections.ConfigDict,
   """
   source = builders.open_source(config.data.builder, config.data.builder_kw,
                                 config.data.eval_split, config.data.cache)
-  encode, rows = loader.encode(policy.tokenizer), []
+  encode, rows = loader.encode(policy.tokenizer, tuple(teachers.sections(config))), []
   for i in range(len(source)):
     row = encode(source[i])
     if len(row["prompt_ids"]) <= config.rollout.max_prompt:
@@ -113,8 +114,9 @@ def paired(workdir: str, before: str, after: str) -> str:
              for name in (before, after)]
   parts = []
   for name, value in (("accuracy", lambda r: np.mean(r["rewards"])),
-                      ("reverse KL", lambda r: r["reverse_kl"])):
+                      ("reverse KL", lambda r: r.get("reverse_kl", np.nan))):
     change = np.array([value(b) - value(a) for a, b in zip(*records)])
     error = change.std(ddof=1) / np.sqrt(len(change))
-    parts.append(f"{name} {change.mean():+.3f} +- {error:.3f}")
+    if not np.isnan(change).all():  # without a teacher there is no KL
+      parts.append(f"{name} {change.mean():+.3f} +- {error:.3f}")
   return f"change over {len(records[0])} prompts (paired standard errors): " + ", ".join(parts)

@@ -20,6 +20,7 @@ from opd_jax.losses import masked, supervised
 from opd_jax.models import hf
 from opd_jax.pipelines import evaluation
 from opd_jax.pipelines import policy as policies
+from opd_jax.pipelines import teacher_samples, teachers
 from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import scorer
 from opd_jax.rollouts.batch import Batch
@@ -44,6 +45,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     tokenizer = learn_tokenizer(source, config.tokenizer_vocab) if config.tokenizer_vocab else None
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh, tokenizer)
     policies.describe(student, workdir)
+    asked = teachers.sections(config)
+    whose = " or ".join(f"{name} {section.source}".strip() for name, section in asked.items())
+    progress.note(f"objective: loss = {config.loss.aggregate}(-log p) of the responses of "
+                  + (whose or "the data"))
+    if asked:
+      teachers.check_names(config)
+      policies.check_rows("rollout.prompts x rollout.group_size",
+                          config.rollout.prompts * config.rollout.group_size, mesh)
+      source = teacher_samples.of(config, source, mesh, workdir)
     data = open_batches(config, source, student.tokenizer)
 
     verify = stack.enter_context(verifiers.make(**config.verifier))

@@ -22,6 +22,7 @@ from opd_jax.losses import masked
 from opd_jax.models import hf
 from opd_jax.pipelines import evaluation
 from opd_jax.pipelines import policy as policies
+from opd_jax.pipelines import teachers
 from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import engine
 from opd_jax.rollouts.batch import Batch
@@ -35,13 +36,14 @@ class Method(NamedTuple):
 
   formula: str                                        # the objective, printed at the start
   notices: Sequence[str]                              # what the user should know
-  student: policies.Policy                            # as given, or cut to the teacher's ids
-  teacher: policies.Policy
+  student: policies.Policy                            # as given, or cut to the teachers' ids
+  teachers: dict[str, policies.Policy]                # by name; measured at the end
   score: Callable[[TrainState, Batch], Batch]         # adds the teachers' arrays; sees no reward
+  grade: Callable[[Batch], Batch]                     # adds what the verifier's rewards teach
   constants: Callable[[TrainState], Any]              # arrays the loss needs whole, e.g. heads
   loss: Callable[[Any, Batch, Any], tuple[Array, dict[str, Array]]]  # see make_train_step
   describe: Callable[[Batch, dict[str, Array]], dict[str, Array]]    # (batch, columns) -> metrics
-  reverse_kl: Callable[[Any, Batch], Array]           # (student params, rollout) -> f32[B, T]
+  reverse_kl: Callable[[Any, Batch], Array] | None    # (student params, rollout) -> f32[B, T]
 
 
 def run(config: ml_collections.ConfigDict, workdir: str,
@@ -61,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
                       config.loss.micro_batches)
   policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
   root, spread = keys.root(config.seed), sharding.of_batch(mesh)
-  rollout, total = config.rollout, config.total_steps
+  rollout, total, updates = config.rollout, config.total_steps, config.loss.updates_per_batch
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh)
@@ -78,7 +80,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     evaluate = evaluation.make(config, student, verify, mesh, workdir, method.reverse_kl)
     sample = policies.make_sampler(student.model, tokenizer, rollout, Sampling(
         rollout.temperature, rollout.top_k, rollout.top_p))
-    optimizer = train_state.make_optimizer(config.optimizer, total)
+    optimizer = train_state.make_optimizer(config.optimizer, total * updates)
     state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
     train_step = train_state.jit_train_step(train_state.make_train_step(
         method.loss, method.describe, optimizer, masked.COUNTS[config.loss.aggregate],
@@ -90,7 +92,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       first_step, state, seen = found
       prompts.restore(seen["prompts"])
       rewards = seen["rewards"]
-      progress.note(f"resuming after {first_step} updates")
+      progress.note(f"resuming after {first_step} steps")
     writer = stack.enter_context(Writer(workdir, config, first_step))
     bar = stack.enter_context(progress.Bar(total, first_step))
     stop = stack.enter_context(preemption.guard())
@@ -114,9 +116,17 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       rows = next(prompts)
       batch = jax.device_put(batches.prompts(
           [row["prompt_ids"] for row in rows], rollout.group_size, policies.buckets(rollout),
-          tokenizer.pad_id), spread)
+          tokenizer.pad_id, [row["teacher_id"] for row in rows]), spread)
+      own = from_student(config, keys.at(root, "source", step))
       try:
-        batch = sample(state.params, batch, keys.at(root, "rollout", step), stop)
+        if own:
+          batch = sample(state.params, batch, keys.at(root, "rollout", step), stop)
+        elif stop():
+          raise engine.Stopped
+        else:
+          batch = jax.device_put(batches.answered(
+              batch, [row["response_ids"] for row in rows],
+              (*rollout.response_buckets, rollout.max_response), tokenizer.pad_id), spread)
       except engine.Stopped:
         if step > saved:
           save(step, before, {})
@@ -125,30 +135,37 @@ def run(config: ml_collections.ConfigDict, workdir: str,
 
       scored = method.score(state, batch)  # on the device, while the host verifies
       clock.lap("score", scored.learn)
-      verdicts = verify(policies.texts(tokenizer, batch),
-                        [row["answer"] for row in rows for _ in range(rollout.group_size)])
-      reward = np.array([v.reward for v in verdicts], np.float32)
-      batch = scored.replace(reward=jax.device_put(reward, spread))
-      rewards.append(float(reward.mean()))
+      if own:
+        verdicts = verify(policies.texts(tokenizer, batch),
+                          [row["answer"] for row in rows for _ in range(rollout.group_size)])
+        reward = np.array([v.reward for v in verdicts], np.float32)
+        scored = method.grade(scored.replace(reward=jax.device_put(reward, spread)))
+        rewards.append(float(reward.mean()))
+      batch = scored
       clock.lap("verify")
 
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
-      state, metrics = train_step(state, batch, method.constants(state))
+      for _ in range(updates):  # one that is refused leaves the next the same fault
+        state, metrics = train_step(state, batch, method.constants(state))
       previous = (metrics, batch, workdir, done)
       clock.lap("update", metrics)
 
       bar.update(done)
       if log:
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        metrics |= {"rollout/reward": float(np.mean(rewards)), **about_rollout(batch, tokenizer),
+        metrics |= {**about_rollout(batch, tokenizer),
                     **clock.metrics(int(np.sum(batch.mask))), "data/dropped": prompts.dropped,
                     **{f"compile/{name}": count for name, count in compiled.items()}}
+        if rewards:
+          metrics["rollout/reward"] = float(np.mean(rewards))
+        if config.student_share < 1.0:
+          metrics["rollout/own"] = float(own)
         rewards = []
         writer.write(done, metrics)
-        bar.update(done, {"reward": metrics["rollout/reward"],
-                          "reverse KL": metrics["teacher/reverse_kl"],
-                          "tok/s": metrics["time/tokens_per_s"]})
+        shown = {"reward": "rollout/reward", "reverse KL": "teacher/reverse_kl",
+                 "tok/s": "time/tokens_per_s"}
+        bar.update(done, {name: metrics[key] for name, key in shown.items() if key in metrics})
       scores: dict[str, float] = {}
       if config.eval.every and done % config.eval.every == 0 or done == total:
         scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
@@ -168,10 +185,21 @@ def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Ba
   """The endless, resumable stream of this process's prompts."""
   source = builders.open_source(config.data.builder, config.data.builder_kw,
                                 config.data.train_split, config.data.cache)
+  asked, rollout = tuple(teachers.sections(config)), config.rollout
+  encode, fits = loader.encode, lambda row: len(row["prompt_ids"]) <= rollout.max_prompt
+  if config.student_share < 1.0:  # every row may have to bring its response
+    encode, fits = loader.encode_answered, lambda row: (
+        len(row["prompt_ids"]) <= rollout.max_prompt
+        and len(row["response_ids"]) <= rollout.max_response)
   return loader.Batches(
-      source, config.rollout.prompts // jax.process_count(), transform=loader.encode(tokenizer),
-      fits=lambda row: len(row["prompt_ids"]) <= config.rollout.max_prompt, seed=config.seed,
+      source, config.rollout.prompts // jax.process_count(), transform=encode(tokenizer, asked),
+      fits=fits, seed=config.seed,
       process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def from_student(config: ml_collections.ConfigDict, key: Array) -> bool:
+  """Whether a batch has the student's responses, rather than the data's: GKD's mixture."""
+  return config.student_share == 1.0 or bool(jax.random.uniform(key) < config.student_share)
 
 
 class Clock:
@@ -212,11 +240,12 @@ def about_rollout(batch: Batch, tokenizer: Any) -> dict[str, float]:
 
 def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,
            method: Method, state: TrainState, verify: Any, mesh: Mesh) -> None:
-  """Evaluates the teacher, then leaves the table, the report and the exported student."""
-  of_teacher = evaluation.make(config, method.teacher, verify, mesh, workdir)
-  of_teacher(method.teacher.params, "teacher")
-  named = {"student before": "step_000000", "student after": f"step_{config.total_steps:06d}",
-           "teacher": "teacher"}
+  """Evaluates the teachers, then leaves the table, the report and the exported student."""
+  named = {"student before": "step_000000", "student after": f"step_{config.total_steps:06d}"}
+  for name, teacher in method.teachers.items():
+    label = teachers.label(name)
+    named[label] = label.replace(" ", "_")
+    evaluation.make(config, teacher, verify, mesh, workdir)(teacher.params, named[label])
   results = {who: evaluation.read(workdir, name) for who, name in named.items()}
   columns = list(results["student after"])
   progress.table("held-out prompts", ["", *columns], [

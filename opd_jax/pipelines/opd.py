@@ -1,12 +1,14 @@
-"""On-policy distillation: the student's own responses, the teacher's word on every token.
+"""The OPD family: the student's own responses, and a word on every token.
 
     surrogate(logprobs, signal * weight, mask)
 
-The sampled form learns from the tokens drawn; the distribution-level forms (forward KL,
-reverse KL, JSD) compare the two models at the same states, over the whole vocabulary or over
-the most likely tokens and a tail.
+The word is a teacher's (OPD), a teacher's beyond a reference (G-OPD), or a verifier's on the whole
+response (GRPO). The sampled forms learn from the tokens drawn; the distribution-level forms
+(forward KL, reverse KL, JSD) compare two models at the same states, over the whole vocabulary or
+over the most likely tokens and a tail. `objective` has the choices, `teachers` who is asked.
 """
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -15,115 +17,198 @@ from jax import Array
 import jax.numpy as jnp
 import ml_collections
 
-from opd_jax import keys
 from opd_jax.losses import divergences, fused, masked, policy_gradient, signals, weights
-from opd_jax.pipelines import on_policy
+from opd_jax.pipelines import objective, on_policy, teachers
 from opd_jax.pipelines import policy as policies
+from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import scorer
 from opd_jax.rollouts.batch import Batch
 from opd_jax.teachers import params as teacher_params
 
-SIGNALS = {"opd": signals.opd}
-SURROGATES = ("score_function", *divergences.KINDS)
-
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Trains `config.student` on its own samples towards `config.teacher`."""
+  """Trains `config.student` on its own samples towards `config.loss`."""
   on_policy.run(config, workdir, build)
 
 
 def build(config: ml_collections.ConfigDict, student: policies.Policy,
           mesh: jax.sharding.Mesh) -> on_policy.Method:
-  """Loads the teacher, checks that it speaks the student's language, and picks the loss."""
-  check_names(config.loss)
-  teacher = policies.load(config.teacher, config.model, keys.at(keys.root(config.seed), "init", 1),
-                          mesh)
-  policies.check_lengths(teacher, "teacher", config.rollout)
-  student, teacher, notices = policies.match(student, teacher)
-  check_divergence(config.loss, min(student.model.config.vocab_size,
-                                    teacher.model.config.vocab_size))
-  whose = teacher_params.frozen(teacher.params)
-  ask = jax.jit(functools.partial(score, teacher.model, config.loss))
-  gap = jax.jit(functools.partial(reverse_kl, student.model, teacher.model))
+  """Loads who is asked, checks that they speak the student's language, and picks the loss."""
+  objective.check(config)
+  teachers.check_names(config)
+  student, named, reference, notices = teachers.load(
+      config, student, objective.asks_reference(config.loss), mesh)
+  models = tuple(teacher.model for teacher in named.values())
+  objective.check_divergence(
+      config.loss, min(model.config.vocab_size for model in (student.model, *models)))
+  whose = teacher_params.frozen(tuple(teacher.params for teacher in named.values()))
+  ask = jax.jit(functools.partial(
+      score, student.model, models, reference and reference.model, config.loss))
+  gap = jax.jit(functools.partial(reverse_kl, student.model, models))
   # Of a tied teacher the head is a transposed copy: made once, in the dtype it is used in, and
   # only for a loss that reads it.
-  head = (scorer.head(teacher.model, teacher.params).astype(teacher.model.dtype)
-          if config.loss.surrogate in divergences.KINDS else None)
+  heads = (tuple(scorer.head(t.model, t.params).astype(t.model.dtype) for t in named.values())
+           if config.loss.surrogate in divergences.KINDS else None)
   return on_policy.Method(
-      formula=formula(config.loss), notices=notices, student=student, teacher=teacher,
-      score=lambda state, batch: ask(whose(state), batch),
-      constants=lambda state: head,
+      formula=objective.formula(config), notices=notices, student=student, teachers=named,
+      score=lambda state, batch: ask(
+          state.params, whose(state), reference and reference.params, batch),
+      grade=(jax.jit(functools.partial(grade, config))
+             if config.loss.signal == "group_advantage" else lambda batch: batch),
+      constants=lambda state: heads,
       loss=functools.partial(loss, student.model, config.loss), describe=describe,
-      reverse_kl=lambda params, batch: gap(params, teacher.params, batch),
+      reverse_kl=(lambda students, batch: gap(students, whose(None), batch)) if named else None,
   )
 
 
-def check_names(config: ml_collections.ConfigDict) -> None:
-  """Refuses a signal, aggregation or surrogate that does not exist."""
-  for key, known in (("signal", tuple(SIGNALS)), ("surrogate", SURROGATES),
-                     ("aggregate", tuple(masked.AGGREGATES))):
-    if config[key] not in known:
-      raise ValueError(f"loss.{key} is {config[key]!r}; it must be one of {', '.join(known)}")
+def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collections.ConfigDict,
+          student_params: Any, params: Sequence[Any], anchor_params: Any, batch: Batch) -> Batch:
+  """Fills in what the loss needs of teachers and reference; no gradient.
 
+  A token whose log-probability is not finite under its teacher or the reference (banned, or
+  missing from the vocabulary) teaches nothing: it keeps its place but carries no loss.
 
-def check_divergence(config: ml_collections.ConfigDict, vocabulary: int) -> None:
-  """Refuses settings of the distribution-level losses that have no meaning, or no effect."""
-  if config.surrogate in divergences.KINDS:
-    divergences.check_kind(config.surrogate, config.beta)
-    fused.check_top(config.top_k, config.top_of, config.tail, vocabulary)
-  elif config.top_k:
-    raise ValueError(
-        f"loss.top_k is {config.top_k}, but loss.surrogate={config.surrogate!r} learns from "
-        "sampled tokens alone; set loss.top_k=0 or another loss.surrogate: "
-        + ", ".join(divergences.KINDS))
-
-
-def formula(config: ml_collections.ConfigDict) -> str:
-  """The objective in force, as one line of text."""
-  if config.surrogate == "score_function":
-    return (f"loss = {config.aggregate}(-A w log p),  A = log q - log p,  "
-            f"w = min(p / mu, {config.importance_cap:g})")
-  names = {"forward_kl": "KL(q || p)", "reverse_kl": "KL(p || q)",
-           "jsd": f"JSD_{config.beta:g}(q, p)"}
-  tokens = (f"the {config.top_of}'s top {config.top_k} tokens, tail {config.tail}" if config.top_k
-            else "the vocabulary")
-  return f"loss = {config.aggregate}({names[config.surrogate]} over {tokens}, w = 1)"
-
-
-def score(teacher: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch) -> Batch:
-  """Fills in what the teacher says of the batch's responses.
-
-  A token whose teacher log-probability is not finite (banned, or missing from the
-  teacher's vocabulary) teaches nothing: it keeps its place but carries no loss.
+  Args:
+    student, student_params: the student before the updates that this batch serves.
+    models, params: every teacher's; each scores its own rows.
+    anchor, anchor_params: the reference's, or None.
+    config: the `loss` section.
+    batch: a rollout.
   """
-  states = scorer.hidden(teacher, params, batch)
-  logprobs, _ = scorer.token_logprobs(teacher, params, states, batch.response)
-  batch = batch.replace(teacher_logprobs=logprobs, learn=batch.mask & jnp.isfinite(logprobs))
-  return batch.replace(teacher_hidden=states) if config.surrogate in divergences.KINDS else batch
+  learn = batch.mask
+  if objective.asks_teacher(config):
+    answers = answered(models, params, config.surrogate in divergences.KINDS, batch)
+    learn &= jnp.isfinite(answers["teacher_logprobs"])
+    batch = batch.replace(**answers)
+  if anchor is not None:
+    reference, _ = scorer.logprobs(anchor, anchor_params, batch)
+    learn &= jnp.isfinite(reference)
+    batch = batch.replace(reference_logprobs=reference)
+  if objective.asks_old(config):
+    batch = batch.replace(old_logprobs=scorer.logprobs(student, student_params, batch)[0])
+  return batch.replace(learn=learn)
+
+
+def grade(config: ml_collections.ConfigDict, batch: Batch) -> Batch:
+  """GRPO's advantage of every row of a verified batch.
+
+  Where every group agrees about its rewards no token is learned from, and the update is skipped;
+  a KL to the reference is learned nevertheless.
+  """
+  advantage = signals.group_advantage(
+      batch.reward.reshape(-1, config.rollout.group_size), config.loss.normalize_std).reshape(-1)
+  anything = jnp.any(advantage != 0.0) | (config.loss.reference_kl > 0.0)
+  return batch.replace(advantage=advantage, learn=batch.learn & anything)
+
+
+def answered(models: Sequence[Any], params: Sequence[Any], states: bool,
+             batch: Batch) -> dict[str, Array]:
+  """Each row's words from its own teacher: `teacher_logprobs`, with `states` `teacher_hidden`."""
+  width = max(model.config.embed_dim for model in models)
+
+  def one(model, params):
+    def ask(batch, real):
+      hidden = scorer.hidden(model, params, batch)
+      logprobs, _ = scorer.token_logprobs(model, params, hidden, batch.response)
+      found = {"teacher_logprobs": logprobs}
+      if states:  # of teachers of different widths the narrower are filled up
+        wider = width - hidden.shape[2]
+        found["teacher_hidden"] = jnp.pad(hidden, ((0, 0), (0, 0), (0, wider))) if wider else hidden
+      return found, ()
+    return ask
+
+  return batches.routed(list(map(one, models, params)), batch.teacher_id, batch)[0]
 
 
 def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
-         teacher_head: Array | None) -> tuple[Array, dict[str, Array]]:
+         teacher_heads: Sequence[Array] | None) -> tuple[Array, dict[str, Array]]:
   """The objective of one batch, and the columns that `describe` reads."""
   mask, aggregate = batch.learn, masked.AGGREGATES[config.aggregate]
-  blank = lambda x: jnp.where(mask, x, 0.0)
+  blank = lambda x: None if x is None else jnp.where(mask, x, 0.0)
   states = scorer.hidden(student, params, batch)
   logprobs, entropy = scorer.token_logprobs(student, params, states, batch.response)
-  now, teacher = jax.lax.stop_gradient(blank(logprobs)), blank(batch.teacher_logprobs)
-  importance = weights.truncated_importance(now, blank(batch.sampler_logprobs),
-                                            config.importance_cap)
-  columns = {"teacher/reverse_kl": now - teacher, "student/entropy": entropy,
-             "importance": importance}
+  now = jax.lax.stop_gradient(blank(logprobs))
+  batch = batch.replace(sampler_logprobs=blank(batch.sampler_logprobs),
+                        teacher_logprobs=blank(batch.teacher_logprobs),
+                        reference_logprobs=blank(batch.reference_logprobs))
+  # In a batch's only update the student is as old as it was.
+  old = now if batch.old_logprobs is None else blank(batch.old_logprobs)
+  weight = objective.WEIGHTS[config.weight](now, batch, config)
+  columns = {"student/entropy": entropy}
+  if config.weight != "uniform":  # its mean is what it does to the learning rate
+    columns["loss/weight"] = weight
+  if batch.teacher_logprobs is not None:
+    columns["teacher/reverse_kl"] = now - batch.teacher_logprobs
+  if batch.sampler_logprobs is not None:  # the student's own responses, not the data's
+    columns["importance"] = weights.truncated_importance(
+        old, batch.sampler_logprobs, config.importance_cap)
   if config.surrogate in divergences.KINDS:
-    total, columns["loss/divergence"] = fused.fused_divergence(
-        states, scorer.head(student, params), batch.teacher_hidden, teacher_head, mask,
-        config.surrogate, config.beta, aggregate=aggregate, top_k=config.top_k,
-        top_of=config.top_of, tail=config.tail)
+    total, columns["loss/divergence"] = divergence(
+        states, scorer.head(student, params), batch, teacher_heads, weight, config)
   else:
-    signal = SIGNALS[config.signal](now, teacher)
-    total, _ = policy_gradient.score_function_loss(logprobs, signal, mask, importance, aggregate)
-    columns["loss/signal"] = signal * importance
+    signal = objective.SIGNALS[config.signal](now, batch, config)
+    weight = weight * columns["importance"]
+    if config.surrogate == "clipped":
+      total, _ = policy_gradient.clipped_surrogate_loss(
+          logprobs, old, signal, mask, weight, config.clipped.low, config.clipped.high,
+          config.clipped.dual or None, aggregate)
+    else:
+      total, _ = policy_gradient.score_function_loss(logprobs, signal, mask, weight, aggregate)
+    columns["loss/signal"] = signal * weight
+  if batch.old_logprobs is not None:  # 1 in a batch's first update
+    columns["ratio"] = jnp.exp(now - old)
+  if batch.reference_logprobs is not None:
+    kl = divergences.kl_estimate(blank(logprobs), batch.reference_logprobs, "k3")
+    columns["reference/kl"] = jax.lax.stop_gradient(kl)
+    if config.reference_kl:
+      total += config.reference_kl * aggregate(kl, mask)
   return total, columns
+
+
+def divergence(states: Array, head: Array, batch: Batch, teacher_heads: Sequence[Array],
+               weight: Array, config: ml_collections.ConfigDict) -> tuple[Array, Array]:
+  """Each row's divergence from its own teacher's distributions: their mean, and f32[B, T]."""
+  compare = functools.partial(
+      fused.fused_divergence, kind=config.surrogate, beta=config.beta, top_k=config.top_k,
+      top_of=config.top_of, tail=config.tail)
+  aggregate = masked.AGGREGATES[config.aggregate]
+  if len(teacher_heads) == 1:
+    return compare(states, head, batch.teacher_hidden, teacher_heads[0], batch.learn,
+                   weight=weight, aggregate=aggregate)
+  still = jax.lax.stop_gradient
+  share = jax.grad(lambda x: aggregate(x * weight, batch.learn))(jnp.zeros(weight.shape))
+
+  def one(teacher_head):
+    def against(rows, real):
+      states, teacher_states, learn, share = rows
+
+      def part(states, head):
+        return compare(states, head, teacher_states[..., :teacher_head.shape[0]], teacher_head,
+                       learn & real[:, None], weight=share,
+                       aggregate=lambda x, mask: jnp.sum(masked.row_sum(x, mask)))
+
+      # The gradient at once: left to autodiff, every block would keep its head's to the end.
+      (total, values), gradient = jax.value_and_grad(part, (0, 1), has_aux=True)(
+          states, still(head))
+      return (values, gradient[0]), (total, gradient[1].astype(jnp.float32))
+    return against
+
+  (values, of_states), (total, of_head) = batches.routed(
+      list(map(one, teacher_heads)), batch.teacher_id,
+      still((states, batch.teacher_hidden, batch.learn, share)))
+  return _with_gradient(total, (states, head), (of_states, of_head.astype(head.dtype))), values
+
+
+@jax.custom_vjp
+def _with_gradient(total: Array, operands: Any, gradient: Any) -> Array:
+  """`total`, whose `gradient` in `operands` is known already."""
+  return total
+
+
+_with_gradient.defvjp(
+    lambda total, operands, gradient: (total, gradient),
+    lambda gradient, outer: (
+        None, jax.tree.map(lambda x: (outer * x).astype(x.dtype), gradient), None))
 
 
 def describe(batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
@@ -131,30 +216,40 @@ def describe(batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
 
   Args:
     batch: its `learn` says which tokens count.
-    columns: f32[B, T] each: "importance", and others under the name of their metric.
+    columns: f32[B, T] each, under the name of their metric; of the ratios "importance" and
+      "ratio" the maximum, and the share of the tokens that they are worth.
   """
-  mask, importance = batch.learn, columns["importance"]
+  mask = batch.learn
   length = jnp.sum(mask, axis=1, keepdims=True)
   decile = jnp.where(mask, 10 * jnp.arange(mask.shape[1]) // jnp.maximum(length, 1), -1)
-  real = mask.astype(jnp.float32)
-  by_decile = {f"teacher/reverse_kl_decile_{i}":
-               masked.token_mean(columns["teacher/reverse_kl"], decile == i) for i in range(10)}
-  return {
-      **{name: masked.token_mean(x, mask) for name, x in columns.items()
-         if name != "importance"},
-      "importance/max": jnp.max(jnp.where(mask, importance, 0.0)),
-      "importance/effective_sample_size":
-          jnp.square(jnp.sum(importance * real))
-          / jnp.maximum(jnp.sum(jnp.square(importance) * real) * jnp.sum(real), 1e-9),
-      "teacher/dropped_tokens": jnp.sum(batch.mask & ~mask, dtype=jnp.float32),
-      **by_decile,
-  }
+  columns = dict(columns)
+  ratios = {name: columns.pop(name) for name in ("importance", "ratio") if name in columns}
+  metrics = {name: masked.token_mean(x, mask) for name, x in columns.items()}
+  for name, ratio in ratios.items():
+    real = jnp.where(mask, ratio, 0.0)
+    metrics[f"{name}/max"] = jnp.max(real)
+    metrics[f"{name}/effective_sample_size"] = jnp.square(jnp.sum(real)) / jnp.maximum(
+        jnp.sum(jnp.square(real)) * masked.tokens(mask), 1e-9)
+  if batch.teacher_logprobs is not None:
+    metrics["teacher/dropped_tokens"] = masked.tokens(batch.mask & ~mask)
+    metrics |= {f"teacher/reverse_kl_decile_{i}": masked.token_mean(
+        columns["teacher/reverse_kl"], decile == i) for i in range(10)}
+  return metrics
 
 
-def reverse_kl(student: Any, teacher: Any, student_params: Any, teacher_params: Any,
-               batch: Batch) -> Array:
-  """Exact KL(student || teacher) over the vocabulary at every response token, f32[B, T]."""
-  sides = []
-  for model, params in ((student, student_params), (teacher, teacher_params)):
-    sides += [scorer.hidden(model, params, batch), scorer.head(model, params)]
-  return fused.fused_divergence(*sides, batch.mask, "reverse_kl")[1]
+def reverse_kl(student: Any, models: Sequence[Any], student_params: Any,
+               params: Sequence[Any], batch: Batch) -> Array:
+  """Exact KL(student || teacher) over the vocabulary at every response token, f32[B, T].
+
+  Of several teachers (`models`, `params`) it is the one that `batch.teacher_id` says.
+  """
+  states, head = scorer.hidden(student, student_params, batch), scorer.head(student, student_params)
+
+  def one(model, params):
+    def against(rows, real):
+      states, batch = rows
+      return fused.fused_divergence(states, head, scorer.hidden(model, params, batch),
+                                    scorer.head(model, params), batch.mask, "reverse_kl")[1], ()
+    return against
+
+  return batches.routed(list(map(one, models, params)), batch.teacher_id, (states, batch))[0]

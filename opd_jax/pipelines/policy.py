@@ -1,6 +1,6 @@
 """Policy: a model, its parameters and its tokenizer, loaded from one config section."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -53,38 +53,45 @@ def load(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict, k
   return Policy(module, loaded.params, tokenizer)
 
 
-def match(student: Policy, teacher: Policy) -> tuple[Policy, Policy, list[str]]:
-  """Makes sure that two policies speak of the same ids, without padding that only one has.
+def match(student: Policy,
+          others: Mapping[str, Policy]) -> tuple[Policy, dict[str, Policy], list[str]]:
+  """Makes sure that all policies speak of the same ids, without padding that only some have.
 
   A model's vocabulary is often padded beyond its tokenizer's, by another amount in each size
-  of a family. Both are cut to the smaller, but no model below its own tokenizer.
+  of a family. All are cut to the smallest, but no model below its own tokenizer.
 
-  Returns: the student, the teacher, and notices for the user.
-  Raises: ValueError if the tokenizers differ, or if the teacher lacks ids of the student's.
+  Args:
+    student: the policy trained.
+    others: teachers and reference, under the names that messages call them by.
+  Returns: the student, the others, and notices for the user.
+  Raises: ValueError if tokenizers differ, or if one of the others lacks ids of the student's.
   """
-  notices = tokenizers.check_same(student.tokenizer, teacher.tokenizer)
-  ours, theirs = student.model.config.vocab_size, teacher.model.config.vocab_size
-  if student.tokenizer.vocab_size > theirs:
-    raise ValueError(
-        f"the student's tokenizer ({student.tokenizer.name}) has {student.tokenizer.vocab_size} "
-        f"tokens, the teacher only {theirs} embeddings, so it could not read all of them; set "
-        "student.tokenizer to the teacher's folder, or choose another teacher")
+  notices = []
+  for name, other in others.items():
+    notices += tokenizers.check_same(student.tokenizer, other.tokenizer)
+    size = other.model.config.vocab_size
+    if student.tokenizer.vocab_size > size:
+      raise ValueError(
+          f"the student's tokenizer ({student.tokenizer.name}) has {student.tokenizer.vocab_size} "
+          f"tokens, the {name} only {size} embeddings, so it could not read all of them; set "
+          f"student.tokenizer to the {name}'s folder, or choose another {name}")
+  sizes = lambda: [policy.model.config.vocab_size for policy in (student, *others.values())]
+  before = sizes()
 
   def cut(policy):
-    size = max(min(ours, theirs), policy.tokenizer.vocab_size)
+    size = max(min(before), policy.tokenizer.vocab_size)
     config = policy.model.config
     if size == config.vocab_size:
       return policy
     params, config = surgery.slice_vocab(policy.params, config, size)
     return policy._replace(model=policy.model.clone(config=config), params=params)
 
-  student, teacher = cut(student), cut(teacher)
-  after = student.model.config.vocab_size, teacher.model.config.vocab_size
-  if after != (ours, theirs):
-    notices.append(
-        f"vocabularies of {ours} (student) and {theirs} (teacher) ids are padded differently: cut "
-        f"to {after[0]} and {after[1]}")
-  return student, teacher, notices
+  student, others = cut(student), {name: cut(other) for name, other in others.items()}
+  if sizes() != before:
+    named = (f"{size} ({name})" for size, name in zip(before, ("student", *others)))
+    notices.append(f"vocabularies of {' and '.join(named)} ids are padded differently: cut to "
+                   + " and ".join(map(str, sizes())))
+  return student, others, list(dict.fromkeys(notices))
 
 
 def describe(policy: Policy, workdir: str) -> None:

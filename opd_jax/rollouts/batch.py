@@ -4,13 +4,16 @@ Static shapes: prompts and responses are padded to one of a few bucket lengths e
 compiles each function at most once for each pair.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flax import struct
 from jax import Array
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from opd_jax import sharding
 
 
 class Batch(struct.PyTreeNode):
@@ -26,9 +29,12 @@ class Batch(struct.PyTreeNode):
   mask: Array | None = None               # bool[B, T], true up to and including EOS
   learn: Array | None = None              # bool[B, T], the tokens of the mask that carry loss
   sampler_logprobs: Array | None = None   # f32[B, T], of the distribution sampled from
+  old_logprobs: Array | None = None       # f32[B, T], the trainer's before the first of its updates
   reward: Array | None = None             # f32[B]
-  teacher_logprobs: Array | None = None   # f32[B, T]
-  teacher_hidden: Array | None = None     # [B, T, D], for distribution-level losses
+  advantage: Array | None = None          # f32[B], the reward against its group's
+  teacher_id: Array | None = None         # i32[B], which of the teachers each row learns from
+  teacher_logprobs: Array | None = None   # f32[B, T], under each row's own teacher
+  teacher_hidden: Array | None = None     # [B, T, D], its states, D the widest teacher's
   reference_logprobs: Array | None = None  # f32[B, T]
 
 
@@ -56,11 +62,21 @@ def pad(rows: Sequence[Sequence[int]], length: int, pad_id: int,
 
 
 def prompts(rows: Sequence[Sequence[int]], group_size: int, buckets: Sequence[int],
-            pad_id: int) -> Batch:
+            pad_id: int, teacher_ids: Sequence[int] | None = None) -> Batch:
   """P prompts -> a Batch of P*G rows, each prompt repeated G times, padded to its bucket."""
   length = bucket(max(map(len, rows)), buckets)
   ids, mask = pad(rows, length, pad_id, left=True)
-  return Batch(np.repeat(ids, group_size, axis=0), np.repeat(mask, group_size, axis=0))
+  batch = Batch(np.repeat(ids, group_size, axis=0), np.repeat(mask, group_size, axis=0))
+  if teacher_ids is None:
+    return batch
+  return batch.replace(teacher_id=np.repeat(np.array(teacher_ids, np.int32), group_size))
+
+
+def answered(batch: Batch, response_ids: Sequence[Sequence[int]], buckets: Sequence[int],
+             pad_id: int) -> Batch:
+  """A Batch of prompts with given responses in the place of a rollout: nobody sampled them."""
+  response, mask = pad(response_ids, bucket(max(map(len, response_ids)), buckets), pad_id)
+  return batch.replace(response=response, mask=mask, learn=mask)
 
 
 def pair(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]],
@@ -85,3 +101,48 @@ def split(batch: Any, count: int) -> Any:
 def join(parts: Any) -> Any:
   """Undoes `split`: [count, B/count, ...] leaves -> [B, ...], rows in their first order."""
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def routed(functions: Sequence[Callable[[Any, Array], tuple[Any, Any]]], choice: Array | None,
+           rows: Any) -> tuple[Any, Any]:
+  """Every row through the one function that it chooses, and through no other.
+
+  Rows of one choice share blocks of a fixed size, the last of which is filled up. So shapes are
+  static whatever the rows choose, and about a quarter more rows are computed than there are.
+
+  Args:
+    functions: N functions of (rows, real), both of one block: [b, ...] leaves, and bool[b], false
+      where a row only fills the block. Each returns ([b, ...] leaves, a tree to be summed over
+      the blocks), of shapes that are the same for all.
+    choice: i32[B] in [0, N), or None if there is but one function: it has all rows at once.
+    rows: [B, ...] leaves. No gradient passes through their being put into blocks.
+  Returns: [B, ...] leaves, each row's own result, and the sums.
+  """
+  total, kinds = jax.tree.leaves(rows)[0].shape[0], len(functions)
+  if kinds == 1:
+    return functions[0](rows, jnp.ones(total, bool))
+  devices = sharding.shards("batch", total)
+  size = max(total // (4 * kinds * devices), 1) * devices
+  blocks = (total + kinds * (size - 1)) // size  # enough for any choice
+  mine = choice[:, None] == jnp.arange(kinds)
+  needed = -(-jnp.sum(mine, axis=0) // size)
+  last = jnp.cumsum(needed)
+  rank = jnp.sum(jnp.where(mine, jnp.cumsum(mine, axis=0) - 1, 0), axis=1)
+  place = size * (last - needed)[choice] + rank
+  source = jnp.full(blocks * size, total).at[place].set(jnp.arange(total))
+  owner = jnp.minimum(jnp.searchsorted(last, jnp.arange(blocks), side="right"), kinds - 1)
+
+  def block(owner, source):
+    part = jax.tree.map(lambda x: sharding.constrain(
+        x.at[source].get(mode="clip"), "batch", *[None] * (x.ndim - 1)), rows)
+    return jax.lax.switch(owner, functions, part, source < total)
+
+  def body(sums, x):
+    out, more = block(*x)
+    return jax.tree.map(jnp.add, sums, more), out
+
+  each = owner, source.reshape(blocks, size)
+  _, sums = jax.eval_shape(block, *(x[0] for x in each))
+  sums, out = jax.lax.scan(body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums), each)
+  return jax.tree.map(lambda x: sharding.constrain(
+      x.reshape(-1, *x.shape[2:])[place], "batch", *[None] * (x.ndim - 2)), out), sums

@@ -68,12 +68,12 @@ def ours(shape: models.ModelConfig, dtype: str, distill: bool) -> Callable[[], i
   teacher, score, head = None, None, None
   if distill:
     teacher = build.init_params(shape, keys.root(1))
-    score = jax.jit(functools.partial(opd.score, model, config.loss))
-    head = opd.scorer.head(model, teacher).astype(model.dtype)
+    score = jax.jit(functools.partial(opd.score, model, (model,), None, config.loss))
+    head = (opd.scorer.head(model, teacher).astype(model.dtype),)
 
   def run():
     nonlocal state
-    state, metrics = step(state, score(teacher, batch) if distill else batch, head)
+    state, metrics = step(state, score(state.params, (teacher,), None, batch) if distill else batch, head)
     jax.block_until_ready(metrics)
     return ROWS * LENGTH
   return run

@@ -36,7 +36,7 @@ class JsonlTest(parameterized.TestCase):
     row = self.open('{"id": "x", "q": "2+2? 🙂", "a": 4, "r": "<<2+2=4>>4"}', "", response="r",
                     strip_marks=True, template="{question} !", system="Be brief.")[0]
     self.assertEqual(row, dict(
-        id="x", task="jsonl", level=0, answer="4", response="4",
+        id="x", task="jsonl", level=0, answer="4", response="4", teacher="",
         messages=json.dumps(chat.question("2+2? 🙂 !", "Be brief."))))
 
   def test_a_folder_of_plain_and_compressed_files_is_one_data_set(self):
@@ -245,6 +245,13 @@ class ArithmeticTest(parameterized.TestCase):
       mix = ml_collections.ConfigDict(dict(plain=plain, peers=1.0 - plain))
       builders.open_source("arithmetic", dict(train=4, test=4, mix=mix), "train", cache)
     self.assertLen(os.listdir(cache), 2)
+
+  def test_rows_name_the_teacher_of_their_digits(self):
+    source = builders.open_source("arithmetic", dict(
+        train=20, test=1, mix=dict(plain=1.0), teachers={"1": "easy"}), "train",
+                                  self.create_tempdir().full_path)
+    for row in (source[i] for i in range(20)):
+      self.assertEqual(row["teacher"], "easy" if row["level"] < 200 else "")
 
   def test_rows_survive_the_disk(self):
     kwargs = dict(train=20, test=5, mix=MIX)

@@ -17,8 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
+from opd_jax import config as configs
 from opd_jax import sharding, train_state
 from opd_jax.losses import fused, masked, policy_gradient, preference, signals, supervised, weights
+from opd_jax.pipelines import opd
 from opd_jax.rollouts import batch as batches
 
 B, T, D, V, K = 8, 5, 4, 16, 6
@@ -34,7 +36,7 @@ def make_batch() -> batches.Batch:
       response=rng.integers(0, V, (B, T)), mask=mask, learn=mask,
       sampler_logprobs=normal(B, T) - 2, teacher_logprobs=normal(B, T) - 2,
       reference_logprobs=normal(B, T) - 2, reward=rng.uniform(0.5, 2.0, B).astype(np.float32),
-      teacher_hidden=normal(B, T, D))
+      teacher_hidden=normal(B, T, D), teacher_id=np.array([0, 1, 1, 0, 1, 1, 1, 0], np.int32))
 
 
 def make_heads() -> tuple[dict, np.ndarray]:
@@ -71,6 +73,13 @@ def over_vocabulary(kind, **settings):
   return loss
 
 
+def two_teachers(head, batch, teacher, aggregate):
+  names = {function: name for name, function in masked.AGGREGATES.items()}
+  config = configs.on_policy(loss=dict(surrogate="jsd", aggregate=names[aggregate])).loss
+  return opd.divergence(batch.teacher_hidden, head, batch, (teacher, teacher[:, ::-1]),
+                        jnp.ones(batch.mask.shape), config)[0]
+
+
 def sft(head, batch, teacher, aggregate):
   now, _ = fused.fused_logprobs(batch.teacher_hidden, head, batch.response, tile=(3, 5))
   return supervised.sft(now, batch.learn, aggregate)[0]
@@ -92,6 +101,7 @@ LOSSES = {
     "score_function": score_function, "clipped": clipped, "sft": sft,
     "forward_kl": over_vocabulary("forward_kl"), "reverse_kl": over_vocabulary("reverse_kl"),
     "jsd": over_vocabulary("jsd"), "topk": over_vocabulary("jsd", top_k=K),
+    "two_teachers": two_teachers,
     "weighted_sft": weighted_sft, "dpo": dpo,
 }
 

@@ -209,7 +209,7 @@ def ragged(vocab_size):
 
 class SurrogateTest(parameterized.TestCase):
 
-  @parameterized.parameters("score_function", "forward_kl", "reverse_kl", "jsd")
+  @parameterized.parameters("score_function", "clipped", "forward_kl", "reverse_kl", "jsd")
   def test_every_surrogate_runs_and_says_its_formula(self, surrogate):
     workdir = self.create_tempdir().full_path
     run(tiny(loss=dict(surrogate=surrogate), total_steps=2), workdir)
@@ -290,7 +290,7 @@ class BadInputTest(parameterized.TestCase):
 
   def test_names_that_do_not_exist(self):
     self.assert_refused("one of opd", tiny(loss=dict(signal="opdd")))
-    self.assert_refused("score_function, forward_kl", tiny(loss=dict(surrogate="kl")))
+    self.assert_refused("score_function, clipped, forward_kl", tiny(loss=dict(surrogate="kl")))
     self.assert_refused("'student' or 'teacher'", tiny(loss=dict(top_k=4, top_of="both")))
     self.assert_refused("'bucket' or 'renormalize'", tiny(loss=dict(top_k=4, tail="cut")))
     self.assert_refused("unknown model source 'tiny:stud'.*student", tiny(
@@ -301,7 +301,7 @@ class BadInputTest(parameterized.TestCase):
 
   def test_a_top_k_without_tokens_or_effect(self):
     self.assert_refused("top_k is 321.*320 tokens", tiny(loss=dict(top_k=321)))
-    self.assert_refused("sampled tokens alone", tiny(loss=dict(
+    self.assert_refused("top_k is 4, which has no effect", tiny(loss=dict(
         surrogate="score_function", top_k=4)))
 
   def test_teacher_of_another_tokenizer(self):

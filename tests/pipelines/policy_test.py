@@ -13,7 +13,7 @@ from opd_jax import config as configs
 from opd_jax import keys, main, progress, sharding, writer
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.models import hf, source
-from opd_jax.pipelines import evaluation, opd
+from opd_jax.pipelines import evaluation, objective, opd
 from opd_jax.pipelines import policy as policies
 
 TOKENS = 320  # of the tiny models, whose vocabularies have no padding
@@ -67,11 +67,11 @@ class PaddingTest(parameterized.TestCase):
   def test_different_padding_is_cut_to_the_smaller_with_a_notice(self, ours, theirs, size):
     student = self.load(padded("student", ours, self.folder()))
     teacher = self.load(padded("teacher", theirs, self.folder()))
-    *cut, notices = policies.match(student, teacher)
+    student_cut, others, notices = policies.match(student, {"teacher": teacher})
     self.assertLen(notices, 1)
     self.assertRegex(notices[0],
                      f"{ours} .student. and {theirs} .teacher.* cut to {size} and {size}")
-    for before, after in zip((student, teacher), cut):
+    for before, after in zip((student, teacher), (student_cut, others["teacher"])):
       self.assertEqual(after.model.config.vocab_size, size)
       self.assertEqual((after.model.dtype, after.model.remat),
                        (before.model.dtype, before.model.remat))
@@ -80,20 +80,21 @@ class PaddingTest(parameterized.TestCase):
   def test_the_same_padding_stays_and_nothing_is_said(self):
     student = self.load(padded("student", 384, self.folder()))
     teacher = self.load(padded("teacher", 384, self.folder()))
-    self.assertEqual(policies.match(student, teacher)[2], [])
-    self.assertIs(policies.match(student, teacher)[1].params, teacher.params)
+    _, others, notices = policies.match(student, {"teacher": teacher})
+    self.assertEqual(notices, [])
+    self.assertIs(others["teacher"].params, teacher.params)
 
   def test_no_model_is_cut_below_its_tokenizer_and_no_teacher_may_lack_ids(self):
     plain = self.load("tiny:student")
     longer = tokenizers.load(source.TINY / "teacher")
     longer.hf.add_tokens(["<tool>"])
     more = self.load(padded("teacher", 384, self.folder()), longer)
-    student, teacher, notices = policies.match(plain, more)
+    student, others, notices = policies.match(plain, {"teacher": more})
     self.assertIs(student, plain)
-    self.assertEqual(teacher.model.config.vocab_size, TOKENS + 1)
+    self.assertEqual(others["teacher"].model.config.vocab_size, TOKENS + 1)
     self.assertRegex("".join(notices), "cut to 320 and 321")
     with self.assertRaisesRegex(ValueError, "has 321 tokens, the teacher only 320 embeddings"):
-      policies.match(more, plain)
+      policies.match(more, {"teacher": plain})
 
   def test_padding_on_both_sides_neither_stops_a_run_nor_takes_its_tokens(self):
     workdir = self.run_pipeline(tiny(
@@ -121,16 +122,16 @@ class ConstantsTest(absltest.TestCase):
   def test_the_teachers_head_is_made_once_and_only_for_a_loss_that_reads_it(self):
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
     with jax.set_mesh(mesh):
-      for surrogate in opd.SURROGATES:
+      for surrogate in objective.SURROGATES:
         config = tiny(loss=dict(surrogate=surrogate))
         student = policies.load(config.student, config.model, keys.root(0), mesh)
         method = opd.build(config, student, mesh)
         first, second = method.constants(None), method.constants(None)
         self.assertIs(first, second)
-        if surrogate == "score_function":
+        if surrogate in ("score_function", "clipped"):
           self.assertIsNone(first)
         else:
-          np.testing.assert_array_equal(first, method.teacher.params["embedding"].T)
+          np.testing.assert_array_equal(first[0], method.teachers[""].params["embedding"].T)
 
 
 if __name__ == "__main__":

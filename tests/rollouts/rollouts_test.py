@@ -173,6 +173,23 @@ class BatchTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "9 tokens is longer than the largest bucket, 8"):
       batches.prompts([[1] * 9], 1, (4, 8), PAD)
 
+  def test_routed_rows_meet_the_function_of_their_choice_alone(self):
+    met = []  # (function, value) of every row that is no filling
+    def function(i):
+      def one(rows, real):
+        jax.debug.callback(lambda x, real: met.extend((i, v) for v in x[real].tolist()), rows, real)
+        return rows * 10 + i, jnp.sum(jnp.where(real, rows, 0))
+      return one
+    choose = jax.jit(lambda choice: batches.routed(
+        [function(i) for i in range(3)], choice, jnp.arange(26)))
+    for choice in (np.arange(26) % 3, np.full(26, 2), np.array([1] * 13 + [0] * 13)):
+      met.clear()
+      out, total = choose(choice)
+      jax.effects_barrier()
+      np.testing.assert_array_equal(out, np.arange(26) * 10 + choice)
+      self.assertEqual(total, 26 * 25 // 2)
+      self.assertCountEqual(met, list(zip(choice.tolist(), range(26))))
+
   def test_split_deals_every_row_once(self):
     rows = np.arange(12).reshape(6, 2)
     parts = batches.split({"x": rows}, 3)["x"]

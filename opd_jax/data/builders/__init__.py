@@ -8,6 +8,7 @@ Every data set yields the same canonical row:
     messages  str   JSON list of {role, content}: the conversation up to the response
     answer    str   the ground truth that a verifier compares with
     response  str   a response to learn from, "" if there is none
+    teacher   str   the name of the teacher to learn it from, "" for the only one
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,7 @@ BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "jsonl": jsonl}
 class Rows(tfds.core.GeneratorBasedBuilder):
   """The one TFDS builder: canonical rows from whatever generator it is given."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
 
   def __init__(self, splits: Splits, **kwargs: Any):
     self._splits = splits
@@ -45,14 +46,15 @@ class Rows(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text()
     return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(dict(
-        id=text, task=text, level=np.int32, messages=text, answer=text, response=text)))
+        id=text, task=text, level=np.int32, messages=text, answer=text, response=text,
+        teacher=text)))
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     return {name: self._generate_examples(rows) for name, rows in self._splits.items()}
 
   def _generate_examples(self, rows: Callable[[], Iterator[dict[str, Any]]]) -> Any:
     for i, row in enumerate(rows()):
-      yield i, row
+      yield i, {"teacher": "", **row}
 
 
 class Source:
@@ -73,8 +75,8 @@ class Source:
 def open_source(name: str, arguments: Mapping[str, Any], split: str, cache: str = "") -> Source:
   """Opens a split, preparing the data set on first use.
 
-  The cache folder's name is a hash of the arguments, the contents of the files they name
-  and the code that makes the rows, so a stale copy is never read. It is written aside and
+  The cache folder's name is a hash of the arguments, the contents of the files they name,
+  the code that makes the rows and their version, so a stale copy is never read. It is written aside and
   renamed, so several processes may prepare it at once.
 
   Args:
@@ -95,8 +97,8 @@ def open_source(name: str, arguments: Mapping[str, Any], split: str, cache: str 
   if split not in splits:
     raise ValueError(f"data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
   whole = lambda x: dict(x) if hasattr(x, "keys") else list(x)  # a ConfigDict is not a dict
-  identity = json.dumps([name, dict(arguments), module.fingerprint(**arguments)], sort_keys=True,
-                        default=whole)
+  identity = json.dumps([name, str(Rows.VERSION), dict(arguments), module.fingerprint(**arguments)],
+                        sort_keys=True, default=whole)
   root = pathlib.Path(cache) if cache else pathlib.Path.home() / ".cache/opd_jax/data"
   folder = root / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
   if not folder.is_dir():

@@ -1,6 +1,6 @@
 """The arithmetic data set: its splits, made from nothing but a seed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import inspect
 import json
 import sys
@@ -13,23 +13,30 @@ TEST_SEED = 1_000_003
 
 
 def splits(*, train: int, test: int, mix: dict[str, float], digits: tuple[int, ...] = (1, 2),
-           min_steps: int = 3, max_steps: int = 8, beyond: float = 0.0,
-           seed: int = 0) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+           min_steps: int = 3, max_steps: int = 8, beyond: float = 0.0, seed: int = 0,
+           teachers: Mapping[str, str] | None = None
+           ) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
   """Training rows of the kinds in `mix`, and plain test questions that training never asks.
 
   Args:
     train, test: rows in each split.
     mix: share of each of `examples.KINDS` in training.
     digits, min_steps, max_steps, beyond, seed: see `examples.rows`.
+    teachers: name of the teacher by the number of digits, for example {"1": "easy", "2": "hard"}.
   """
   shape = dict(digits=tuple(digits), min_steps=min_steps, max_steps=max_steps)
 
+  def named(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+      digits = str(row["level"] // 100)
+      yield {**row, "teacher": teachers.get(digits, "") if teachers else ""}
+
   def held_out() -> Iterator[dict[str, Any]]:
-    return examples.rows(count=test, seed=TEST_SEED, mix={"plain": 1.0}, **shape)
+    return named(examples.rows(count=test, seed=TEST_SEED, mix={"plain": 1.0}, **shape))
 
   def training() -> Iterator[dict[str, Any]]:
     asked = {_question(row) for row in held_out()}
-    rows = examples.rows(count=train, seed=seed, mix=dict(mix), beyond=beyond, **shape)
+    rows = named(examples.rows(count=train, seed=seed, mix=dict(mix), beyond=beyond, **shape))
     return (row for row in rows if _question(row) not in asked)
 
   return {"train": training, "test": held_out}

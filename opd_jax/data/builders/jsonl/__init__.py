@@ -15,13 +15,14 @@ from opd_jax.data import chat
 
 
 def splits(*, question: str, answer: str, train: str = "", test: str = "", response: str = "",
-           id: str = "id", task: str = "jsonl", system: str = "", template: str = "{question}",
-           strip_marks: bool = False) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+           teacher: str = "", id: str = "id", task: str = "jsonl", system: str = "",
+           template: str = "{question}", strip_marks: bool = False) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
   """Splits over .jsonl or .jsonl.gz files.
 
   Args:
     train, test: a file, or a folder of them; a split without one does not exist.
-    question, answer, response, id: names of the rows' fields; response may be "" (none).
+    question, answer, response, teacher, id: names of the rows' fields; response and teacher
+      may be "" (none).
     task: the rows' task name.
     system: system turn before every question, if any.
     template: how the question becomes the user's turn; holds "{question}".
@@ -68,7 +69,7 @@ def splits(*, question: str, answer: str, train: str = "", test: str = "", respo
     content = template.replace("{question}", field(question))
     return dict(id=field(id) if id else f"{file.name}-{number}", task=task, level=0,
                 messages=json.dumps(chat.question(content, system)), answer=field(answer),
-                response=text)
+                response=text, teacher=field(teacher) if teacher else "")
 
   found = {"train": train, "test": test}
   if not any(found.values()):

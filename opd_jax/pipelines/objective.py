@@ -1,0 +1,197 @@
+"""What a run descends: a signal, a weight and a surrogate, each chosen by its name in `loss`.
+
+    surrogate(logprobs, signal * weight, mask)
+
+Signals and weights are functions (p, batch, loss) -> f32[B, T] of the student's own
+log-probabilities p (stopped, and 0 where nothing is learned), the scored batch and the section.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from opd_jax import config as configs
+from opd_jax.losses import divergences, fused, masked, signals, weights
+from opd_jax.pipelines import teachers
+
+
+def _g_opd(p, batch, loss):
+  if loss.lam == 1.0:  # the reference cancels, and is not asked
+    return signals.opd(p, batch.teacher_logprobs)
+  return signals.g_opd(p, batch.teacher_logprobs, batch.reference_logprobs, loss.lam)
+
+
+SIGNALS = {
+    "opd": lambda p, batch, loss: signals.opd(p, batch.teacher_logprobs),
+    "g_opd": _g_opd,
+    "group_advantage": lambda p, batch, loss: jnp.broadcast_to(batch.advantage[:, None], p.shape),
+}
+WEIGHTS = {
+    "uniform": lambda p, batch, loss: jnp.ones_like(p),
+    "iw_opd": lambda p, batch, loss: weights.iw_opd(p, batch.teacher_logprobs, batch.learn,
+                                                    **loss.iw_opd),
+    "position": lambda p, batch, loss: jnp.where(
+        weights.position(batch.mask, **loss.position), 1.0, 0.0),
+}
+SURROGATES = ("score_function", "clipped", *divergences.KINDS)
+
+
+def asks_teacher(loss: ml_collections.ConfigDict) -> bool:
+  """Whether learning needs a teacher's log-probabilities; a verifier's rewards do not."""
+  return loss.signal != "group_advantage" or loss.weight == "iw_opd"
+
+
+def asks_reference(loss: ml_collections.ConfigDict) -> bool:
+  """Whether learning needs the reference's log-probabilities."""
+  return (loss.signal == "g_opd" and loss.lam != 1.0) or loss.reference_kl > 0.0
+
+
+def asks_old(loss: ml_collections.ConfigDict) -> bool:
+  """Whether a ratio to the student before a batch's first update can be anything but 1."""
+  return loss.surrogate == "clipped" and loss.updates_per_batch > 1
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses names that do not exist, choices that do not go together, and keys without effect.
+
+  Raises: ValueError naming the keys, what they are and what to do.
+  """
+  loss = config.loss
+  for key, value, known in (
+      ("signal", loss.signal, SIGNALS), ("weight", loss.weight, WEIGHTS),
+      ("surrogate", loss.surrogate, SURROGATES), ("aggregate", loss.aggregate, masked.AGGREGATES),
+      ("position.side", loss.position.side, ("prefix", "suffix"))):
+    if value not in known:
+      raise ValueError(f"loss.{key} is {value!r}; it must be one of {', '.join(known)}")
+  for key, (counts, wanted) in _conditions(config).items():
+    value, default = _plain(config, key), _plain(configs.on_policy(), key)
+    if not counts and value != default:
+      raise ValueError(f"{key} is {value!r}, which has no effect without {wanted}; set that, or "
+                       f"leave {key} at {default!r}")
+  if asks_reference(loss) and not config.reference.source:
+    key, without = ("reference_kl", 0) if loss.reference_kl else ("lam", 1)
+    raise ValueError(f"loss.{key} is {loss[key]:g}, which needs a reference, and reference.source "
+                     "is ''; name one (the student's own source: its initial weights), or set "
+                     f"loss.{key}={without}")
+  if asks_teacher(loss) and not teachers.sections(config):
+    raise ValueError(f"loss.signal={loss.signal!r}, loss.weight={loss.weight!r} learn from a "
+                     "teacher, and there is none; set teacher.source, or `teachers` by name")
+  if loss.signal == "group_advantage" and config.rollout.group_size == 1:
+    raise ValueError("loss.signal='group_advantage' compares the responses of a prompt, and "
+                     "rollout.group_size is 1: nothing would be learned; set it to 2 or more")
+  if config.student_share < 1.0 and loss.surrogate not in divergences.KINDS:
+    raise ValueError(f"student_share is {config.student_share:g}, but loss.surrogate="
+                     f"{loss.surrogate!r} learns from the student's own samples alone; set "
+                     f"student_share=1, or loss.surrogate to one of {', '.join(divergences.KINDS)}")
+  if config.student_share < 1.0 and loss.reference_kl:
+    raise ValueError(f"student_share is {config.student_share:g} and loss.reference_kl "
+                     f"{loss.reference_kl:g}, but that KL is estimated from the student's own "
+                     "samples alone; set student_share=1 or loss.reference_kl=0")
+  if config.student_share < 1.0 and config.rollout.group_size > 1:
+    raise ValueError(f"student_share is {config.student_share:g}, but the data have one response "
+                     f"a prompt and rollout.group_size is {config.rollout.group_size}; set it to 1")
+
+
+def _conditions(config: ml_collections.ConfigDict) -> dict[str, tuple[bool, str]]:
+  """For keys that do not always count: whether they do, and what they would need."""
+  loss = config.loss
+  over_vocabulary = loss.surrogate in divergences.KINDS
+  sampled = (not over_vocabulary, "loss.surrogate='score_function' or 'clipped'")
+  top = (over_vocabulary and loss.top_k > 0, "loss.top_k > 0")
+  return {
+      "loss.signal": sampled,
+      "loss.importance_cap": sampled,
+      "loss.lam": (loss.signal == "g_opd", "loss.signal='g_opd'"),
+      "loss.normalize_std": (loss.signal == "group_advantage", "loss.signal='group_advantage'"),
+      "loss.iw_opd": (loss.weight == "iw_opd", "loss.weight='iw_opd'"),
+      "loss.position": (loss.weight == "position", "loss.weight='position'"),
+      "loss.clipped": (asks_old(loss), "loss.surrogate='clipped' and loss.updates_per_batch > 1"),
+      "loss.beta": (loss.surrogate == "jsd", "loss.surrogate='jsd'"),
+      "loss.top_k": (over_vocabulary, "loss.surrogate=" + " or ".join(map(repr, divergences.KINDS))),
+      "loss.top_of": top,
+      "loss.tail": top,
+      # At lam = 1 it cancels; a sweep over lam may pass there.
+      "reference.source": (asks_reference(loss) or loss.signal == "g_opd",
+                           "loss.signal='g_opd' or loss.reference_kl > 0"),
+  }
+
+
+def _plain(config: ml_collections.ConfigDict, key: str) -> Any:
+  for name in key.split("."):
+    config = config[name]
+  return config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+
+
+def check_divergence(loss: ml_collections.ConfigDict, vocabulary: int) -> None:
+  """Refuses settings of the distribution-level losses that have no meaning."""
+  if loss.surrogate in divergences.KINDS:
+    divergences.check_kind(loss.surrogate, loss.beta)
+    fused.check_top(loss.top_k, loss.top_of, loss.tail, vocabulary)
+
+
+def formula(config: ml_collections.ConfigDict) -> str:
+  """Everything in force, as one line.
+
+  p is the student as it is now, p_old as it was before a batch's first update, mu as it sampled;
+  q its teacher, b the reference.
+  """
+  loss = config.loss
+  terms, where = _surrogate(loss)
+  if loss.surrogate not in divergences.KINDS:
+    where.append("A = " + _signal(loss, config.rollout.group_size))
+  factors = ["g"] * (loss.weight != "uniform")
+  if loss.surrogate not in divergences.KINDS:
+    then = "p_old" if asks_old(loss) else "p"
+    factors.append(f"min({then} / mu, {loss.importance_cap:g})")
+  where.append("w = " + (" ".join(factors) or "1"))
+  if loss.weight != "uniform":
+    where.append("g = " + _weight(loss))
+  if loss.reference_kl:
+    terms += f" + {loss.reference_kl:g} k3"
+    where.append("k3 = b / p - 1 - log(b / p)")
+  if loss.updates_per_batch > 1:
+    where.append(f"{loss.updates_per_batch} updates a batch")
+  if config.student_share < 1.0:
+    where.append(f"{100 * config.student_share:g}% of the batches the student's own, the others "
+                 "the data's")
+  asked = [f"{name} {section.source}".strip()
+           for name, section in teachers.sections(config).items() if asks_teacher(loss)]
+  who = [f"q: {' or '.join(asked)}"] * bool(asked)
+  who += [f"b: {config.reference.source}"] * asks_reference(loss)
+  return ",  ".join([f"loss = {loss.aggregate}({terms})", *where]) + "".join(f";  {x}" for x in who)
+
+
+def _surrogate(loss: ml_collections.ConfigDict) -> tuple[str, list[str]]:
+  if loss.surrogate == "score_function":
+    return "-A w log p", []
+  if loss.surrogate == "clipped" and not asks_old(loss):
+    return "-r A w", ["r = p / sg(p)"]
+  if loss.surrogate == "clipped":
+    low, high, dual = 1 - loss.clipped.low, 1 + loss.clipped.high, loss.clipped.dual
+    bound = f"; at most -{dual:g} A w where A < 0" if dual else ""
+    return f"max(-r A w, -clip(r, {low:g}, {high:g}) A w){bound}", ["r = p / p_old"]
+  names = {"forward_kl": "KL(q || p)", "reverse_kl": "KL(p || q)",
+           "jsd": f"JSD_{loss.beta:g}(q, p)"}
+  tokens = (f"the {loss.top_of}'s top {loss.top_k} tokens, tail {loss.tail}" if loss.top_k
+            else "the vocabulary")
+  return f"w {names[loss.surrogate]} over {tokens}", []
+
+
+def _signal(loss: ml_collections.ConfigDict, group_size: int) -> str:
+  if loss.signal == "group_advantage":
+    scale = " / (std R + 1e-6)" if loss.normalize_std else ""
+    return f"(R - mean R){scale} over a prompt's {group_size} responses"
+  if loss.signal == "g_opd" and loss.lam != 1.0:
+    return f"{loss.lam:g} (log q - log b) - (log p - log b)"
+  return "log q - log p"
+
+
+def _weight(loss: ml_collections.ConfigDict) -> str:
+  if loss.weight == "position":
+    part = "first" if loss.position.side == "prefix" else "last"
+    return f"1 in the {part} {100 * loss.position.fraction:g}% of a response, 0 elsewhere"
+  gap = "log q - log p" if loss.iw_opd.signed else "|log q - log p|"
+  mean = " over its mean in the response" if loss.iw_opd.unit_mean else ""
+  return (f"1 + {loss.iw_opd.max_weight - 1:g} clip(1 - F, 0, 1){mean},  "
+          f"F_t = sum_(k<t) d_k / sum_k d_k,  d = {gap}")

@@ -1,0 +1,407 @@
+"""The OPD family: who is asked, what is learned from the answer, and what is refused."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+from safetensors import numpy as safetensors
+
+from opd_jax import config as configs
+from opd_jax import keys, main, preemption, sharding, train_state
+from opd_jax.data import loader
+from opd_jax.pipelines import objective, opd
+from opd_jax.pipelines import policy as policies
+from opd_jax.pipelines import teacher_samples
+from opd_jax.rollouts import scorer
+from opd_jax.rollouts.batch import Batch
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+TWO = dict(poor=dict(source="tiny:weak"), strong=dict(source="tiny:teacher"))
+
+ROWS = dict(train=64, test=8, mix=dict(plain=1.0))
+TO_TWO = dict(**ROWS, teachers={"1": "poor", "2": "strong"})
+
+
+def tiny(**changes):
+  """A run of a few seconds."""
+  settings = dict(
+      total_steps=2, log_every=1, writers=("jsonl",), export=True,
+      data=dict(builder_kw=ROWS),
+      rollout=dict(prompts=4, group_size=4, max_prompt=40, max_response=24),
+      optimizer=dict(learning_rate=1e-3), eval=dict(prompts=4, samples=2, ks=(1,), batch=4),
+      checkpoint=dict(best_metric="eval/mean@2"))
+  for section, values in changes.items():
+    merge = isinstance(values, dict) and section in settings
+    settings[section] = {**settings[section], **values} if merge else values
+  return configs.on_policy(**settings)
+
+
+def load(name, form):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(form)
+
+
+def run(config, workdir):
+  """The learned weights, and what was measured but for times and compilations."""
+  configs.validate(config)
+  main.pick(config.pipeline).run(config, workdir)
+  text = pathlib.Path(workdir, "metrics.jsonl").read_text()
+  lines = [{name: value for name, value in json.loads(line).items()
+            if not name.startswith(("time/", "compile/"))} for line in text.splitlines()]
+  return safetensors.load_file(f"{workdir}/export/model.safetensors"), lines
+
+
+def updates(lines):
+  return [line for line in lines if "loss/total" in line]
+
+
+def ragged():
+  """Two groups of random tokens, of rows of every length, off-policy by up to two nats."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, 320, (8, 16), np.int32)
+  mask = np.arange(12) < np.array([12, 1, 3, 5, 12, 7, 2, 9])[:, None]
+  return Batch(tokens[:, :4], np.ones((8, 4), bool), tokens[:, 4:], mask, mask,
+               rng.uniform(-9.0, -7.0, mask.shape).astype(np.float32))
+
+
+def row(batch, i):
+  return jax.tree.map(lambda x: x[i:i + 1], batch)
+
+
+def grpo(**loss):
+  return dict(teacher=dict(source=""), loss={
+      "signal": "group_advantage", "surrogate": "clipped", **loss})
+
+
+class FamilyTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    self.enter_context(jax.set_mesh(mesh))
+    self.mesh = mesh
+
+  def build(self, config):
+    student = policies.load(config.student, config.model, keys.root(0), self.mesh)
+    return opd.build(config, student, self.mesh)
+
+  def workdir(self):
+    return self.create_tempdir().full_path
+
+  def gradient(self, method, batch):
+    params = method.student.params
+    step = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    (total, _), grads = step(params, self.score(method, batch), method.constants(None))
+    return float(total), grads
+
+  def score(self, method, batch):
+    scored = method.score(train_state.TrainState(0, method.student.params, None, None), batch)
+    return scored if batch.reward is None else method.grade(scored)
+
+
+class SignalTest(FamilyTest):
+
+  def test_lam_1_is_opd_bit_for_bit_with_and_without_a_reference(self):
+    want, measured = run(tiny(), self.workdir())
+    for reference in ("", "tiny:weak"):
+      found, also = run(tiny(loss=dict(signal="g_opd", lam=1.0),
+                             reference=dict(source=reference)), self.workdir())
+      self.assertEqual(also, measured)
+      for name, value in want.items():
+        np.testing.assert_array_equal(found[name], value, name)
+
+  def test_another_lam_moves_the_target_by_the_gap_between_teacher_and_reference(self):
+    config = tiny(loss=dict(signal="g_opd", lam=1.5), reference=dict(source="tiny:weak"))
+    batch = self.score(self.build(config), ragged())
+    signal = objective.SIGNALS["g_opd"](batch.sampler_logprobs, batch, config.loss)
+    teacher, reference = np.float64(batch.teacher_logprobs), np.float64(batch.reference_logprobs)
+    want = 1.5 * (teacher - reference) - (np.float64(batch.sampler_logprobs) - reference)
+    mask = np.asarray(batch.learn)
+    np.testing.assert_allclose(np.asarray(signal)[mask], want[mask], rtol=1e-5, atol=1e-5)
+    self.assertGreater(np.abs(teacher - reference)[mask].mean(), 0.1)
+
+
+class RoutingTest(FamilyTest):
+
+  @parameterized.parameters("score_function", "reverse_kl", "jsd")
+  def test_a_batch_whose_rows_go_to_different_teachers_equals_each_row_alone(self, surrogate):
+    settings = dict(surrogate=surrogate, aggregate="sequence_sum")
+    whole = self.build(tiny(teachers=TWO, data=dict(builder_kw=TO_TWO), loss=settings))
+    alone = {name: self.build(tiny(teacher=section, loss=settings))
+             for name, section in TWO.items()}
+    batch = jax.tree.map(lambda x: x[:4], ragged())
+    ids = np.array([1, 0, 0, 1], np.int32)
+    total, grads = self.gradient(whole, batch.replace(teacher_id=ids))
+    owners = [alone[sorted(TWO)[i]] for i in ids]
+    each = [self.gradient(owner, row(batch, i)) for i, owner in enumerate(owners)]
+    np.testing.assert_allclose(total, np.mean([t for t, _ in each]), rtol=1e-5)
+    mean = jax.tree.map(lambda *x: sum(x) / 4, *(g for _, g in each))
+    size = max(float(np.abs(x).max()) for x in jax.tree.leaves(mean))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * size),
+                 grads, mean)
+    exact = np.asarray(whole.reverse_kl(whole.student.params, batch.replace(teacher_id=ids)))
+    for i, owner in enumerate(owners):
+      np.testing.assert_allclose(exact[i:i + 1], owner.reverse_kl(
+          whole.student.params, row(batch, i)), rtol=1e-4, atol=1e-5)
+
+  def data(self, *names):
+    rows = [dict(id=str(i), question=f"Compute {i}+1 mod 10.", answer=str((i + 1) % 10),
+                 expert=names[i % len(names)]) for i in range(16)]
+    file = self.create_tempfile(content="\n".join(map(json.dumps, rows))).full_path
+    return dict(builder="jsonl", builder_kw=dict(
+        train=file, test=file, question="question", answer="answer", teacher="expert"))
+
+  def test_rows_are_sent_to_the_teachers_they_name_and_every_teacher_is_measured(self):
+    workdir = self.workdir()
+    _, lines = run(tiny(data=self.data("strong", "poor"), teachers=TWO), workdir)
+    self.assertEqual(updates(lines)[-1]["teacher/dropped_tokens"], 0)
+    for name in TWO:
+      json.loads(open(f"{workdir}/eval/teacher_{name}.json").read())
+
+  def test_a_row_that_names_no_teacher_of_the_config_is_refused_before_the_first_step(self):
+    for names, pattern in (
+        (("strong", "wise"), "row '.*' names the teacher 'wise'.*'poor', 'strong'"),
+        (("strong", ""), "row '.*' names no teacher.*poor, strong")):
+      workdir = self.workdir()
+      with self.assertRaisesRegex(ValueError, pattern):
+        run(tiny(data=self.data(*names), teachers=TWO), workdir)
+      self.assertFalse(pathlib.Path(workdir, "metrics.jsonl").exists())
+    workdir = self.workdir()
+    with self.assertRaisesRegex(ValueError, "names the teacher 'wise'.*one `teacher` without"):
+      run(tiny(data=self.data("", "wise")), workdir)
+    self.assertFalse(pathlib.Path(workdir, "metrics.jsonl").exists())
+
+  def test_a_row_without_a_name_has_the_only_teacher(self):
+    self.assertEqual(loader.teacher_id(dict(id="a", teacher=""), ("strong",)), 0)
+    self.assertEqual(loader.teacher_id(dict(id="a", teacher=""), ("",)), 0)
+    self.assertEqual(loader.teacher_id(dict(id="a", teacher="poor"), ("strong", "poor")), 1)
+
+
+class GRPOTest(FamilyTest):
+
+  @parameterized.parameters(
+      (True, 0.0, "token_mean"), (False, 1.5, "token_mean"), (True, 1.5, "sequence_sum"))
+  def test_the_loss_is_that_of_a_loop(self, normalize_std, dual, aggregate):
+    config = tiny(**grpo(normalize_std=normalize_std, clipped=dict(dual=dual), reference_kl=0.1,
+                         aggregate=aggregate, updates_per_batch=2),
+                  reference=dict(source="tiny:weak"))
+    method = self.build(config)
+    batch = ragged().replace(reward=np.array([1, 0, 0, 1, 1, 1, 1, 0.5], np.float32))
+    now, _ = scorer.logprobs(method.student.model, method.student.params, batch)
+    now = np.asarray(now, np.float64)
+    noise = np.random.default_rng(1).uniform(-1.0, 1.0, (2, *now.shape))
+    batch = batch.replace(sampler_logprobs=np.float32(now + noise[0]))
+    scored = self.score(method, batch)
+    np.testing.assert_allclose(scored.old_logprobs, now, rtol=1e-5)
+    scored = scored.replace(old_logprobs=np.float32(now + noise[1]))  # as if updated since
+    total, _ = jax.jit(method.loss)(method.student.params, scored, None)
+
+    sampler, anchor = np.float64(batch.sampler_logprobs), np.float64(scored.reference_logprobs)
+    old = np.float64(scored.old_logprobs)
+    rows = []
+    for i, reward in enumerate(batch.reward):
+      group = np.float64(batch.reward[i // 4 * 4:i // 4 * 4 + 4])
+      advantage = reward - sum(group) / 4
+      if normalize_std:
+        advantage /= math.sqrt(sum((r - sum(group) / 4) ** 2 for r in group) / 3) + 1e-6
+      row = []
+      for t in range(now.shape[1]):
+        if not batch.mask[i, t]:
+          continue
+        signal = advantage * min(math.exp(old[i, t] - sampler[i, t]), config.loss.importance_cap)
+        ratio = math.exp(now[i, t] - old[i, t])
+        value = max(-ratio * signal, -min(max(ratio, 0.8), 1.2) * signal)
+        if dual and signal < 0:
+          value = min(value, -dual * signal)
+        gap = anchor[i, t] - now[i, t]
+        row.append(value + 0.1 * (math.exp(gap) - 1 - gap))
+      rows.append(row)
+    want = (sum(map(sum, rows)) / sum(map(len, rows)) if aggregate == "token_mean"
+            else sum(map(sum, rows)) / 8)
+    np.testing.assert_allclose(total, want, rtol=1e-4)
+
+  def test_groups_that_agree_teach_nothing_and_the_update_is_skipped(self):
+    batch = ragged().replace(reward=np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32))
+    self.assertFalse(np.any(self.score(self.build(tiny(**grpo())), batch).learn))
+
+  def test_the_only_update_of_a_batch_scores_nothing_twice_and_descends_the_same(self):
+    batch = ragged().replace(reward=np.array([1, 0, 0, 1, 1, 1, 1, 0.5], np.float32))
+    once, plain = (self.build(tiny(**grpo(surrogate=surrogate)))
+                   for surrogate in ("clipped", "score_function"))
+    self.assertIsNone(self.score(once, batch).old_logprobs)
+    _, ours = self.gradient(once, batch)
+    _, theirs = self.gradient(plain, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), ours, theirs)
+
+  def test_micro_batches_do_not_cut_groups(self):
+    found = []
+    for micro in (1, 4):
+      _, lines = run(tiny(**grpo(updates_per_batch=2, micro_batches=micro)), self.workdir())
+      found.append([[line[name] for name in ("loss/total", "loss/signal", "ratio/max")]
+                    for line in updates(lines)])
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-6)
+    self.assertGreater(found[0][0][2], 1.0001)  # of the second update: the first has moved p
+
+
+class MixtureTest(FamilyTest):
+
+  def test_batches_are_the_students_and_the_datas_and_resume_in_the_same_order(self):
+    config = dict(student_share=0.5, loss=dict(surrogate="jsd"), total_steps=6,
+                  rollout=dict(group_size=1, max_response=64), checkpoint=dict(every=2))
+    unbroken = self.workdir()
+    weights, lines = run(tiny(**config), unbroken)
+    own = [line["rollout/own"] for line in updates(lines)]
+    self.assertContainsSubset({0.0, 1.0}, own)
+    for line in updates(lines):
+      self.assertEqual("rollout/reward" in line, line["rollout/own"] == 1.0)
+      self.assertEqual("importance/max" in line, line["rollout/own"] == 1.0)
+    broken = self.workdir()
+    stop = lambda: os.path.exists(f"{broken}/metrics.jsonl") and len(
+        pathlib.Path(broken, "metrics.jsonl").read_text().splitlines()) == 1 + own.index(0.0)
+    with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(stop)):
+      main.pick("opd").run(tiny(**config), broken)  # the first batch of the data's was next
+    self.assertFalse(os.path.exists(f"{broken}/export"))
+    again, also = run(tiny(**config), broken)
+    self.assertEqual(also, lines)
+    for name, value in weights.items():
+      np.testing.assert_array_equal(again[name], value, name)
+
+  @parameterized.parameters(0.0, 1.0)
+  def test_the_ends_of_the_mixture(self, share):
+    _, lines = run(tiny(student_share=share, loss=dict(surrogate="forward_kl"),
+                        rollout=dict(group_size=1, max_response=64)), self.workdir())
+    self.assertEqual({line.get("rollout/own", 1.0) for line in updates(lines)}, {share})
+
+
+class TeacherSamplesTest(FamilyTest):
+
+  def test_responses_are_the_teachers_that_rows_name_and_a_resumed_run_keeps_them(self):
+    config = configs.offline(
+        total_steps=2, log_every=1, writers=("jsonl",), export=True, teachers=TWO,
+        data=dict(builder_kw=TO_TWO),
+        rollout=dict(prompts=4, group_size=2, max_prompt=40, max_response=80),
+        batch=dict(tokens=240, buckets=(120,), chunk=8),
+        eval=dict(prompts=4, samples=2, ks=(1,), batch=4),
+        checkpoint=dict(best_metric="eval/mean@2"))
+    workdir = self.workdir()
+    run(config, workdir)
+    file = pathlib.Path(workdir, teacher_samples.FILE)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    self.assertLen({row["id"] for row in rows}, len(rows))
+    self.assertEqual({row["level"] // 100: row["teacher"] for row in rows}, {1: "poor", 2: "strong"})
+    at = file.stat().st_mtime_ns
+    config.total_steps = 3
+    run(config, workdir)
+    self.assertEqual(file.stat().st_mtime_ns, at)
+
+  def test_responses_that_never_end_are_not_learned(self):
+    config = load("sft", "quick")
+    config.rollout.max_response = 4
+    with self.assertRaisesRegex(ValueError, "no response of a teacher ended.*max_response=4"):
+      run(config, self.workdir())
+
+
+class BadInputTest(FamilyTest):
+
+  @parameterized.parameters(
+      (dict(loss=dict(signal="g_opd", lam=1.25)), "loss.lam is 1.25.*reference.source is ''"),
+      (dict(loss=dict(lam=1.25)), "loss.lam is 1.25, which has no effect without .*'g_opd'"),
+      (dict(loss=dict(normalize_std=False)), "normalize_std is False.*'group_advantage'"),
+      (dict(loss=dict(iw_opd=dict(signed=True))), "loss.iw_opd is {.*no effect.*'iw_opd'"),
+      (dict(loss=dict(clipped=dict(high=0.3))), "loss.clipped is {.*no effect.*'clipped'"),
+      (dict(loss=dict(surrogate="clipped", clipped=dict(high=0.3))), "updates_per_batch > 1"),
+      (dict(loss=dict(beta=0.1)), "loss.beta is 0.1, .*no effect without loss.surrogate='jsd'"),
+      (dict(loss=dict(top_k=8)), "loss.top_k is 8, .*no effect.*'forward_kl'"),
+      (dict(loss=dict(surrogate="jsd", tail="renormalize")), "no effect without loss.top_k > 0"),
+      (dict(loss=dict(surrogate="jsd", importance_cap=2.0)), "importance_cap is 2.0.*no effect"),
+      (dict(reference=dict(source="tiny:weak")), "reference.source is 'tiny:weak'.*no effect"),
+      (dict(student_share=1.5), "student_share is 1.5; it must be at least 0 and at most 1"),
+      (dict(student_share=0.5), "student_share is 0.5.*the student's own samples alone"),
+      (dict(student_share=0.5, loss=dict(surrogate="jsd")), "one response a prompt"),
+      (dict(student_share=0.5, loss=dict(surrogate="jsd", reference_kl=0.1),
+            reference=dict(source="tiny:weak")), "estimated from the student's own samples"),
+      (dict(loss=dict(signal="g_opd", lam=-0.5)), "loss.lam is -0.5; it must be 0 or more"),
+      (dict(loss=dict(reference_kl=0.1)), "loss.reference_kl is 0.1.*needs a reference"),
+      (dict(loss=dict(weight="iw")), "loss.weight is 'iw'.*uniform, iw_opd, position"),
+      (dict(loss=dict(weight="position", position=dict(fraction=0.0))), "fraction is 0.0; .*above"),
+      (dict(loss=dict(weight="position", position=dict(fraction=1.5))), "fraction is 1.5; .*at most 1"),
+      (dict(loss=dict(position=dict(side="middle"))), "side is 'middle'.*prefix, suffix"),
+      (dict(loss=dict(iw_opd=dict(max_weight=0.5))), "max_weight is 0.5; .*at least 1"),
+      (dict(loss=dict(clipped=dict(dual=0.5))), "dual is 0.5; .*above 1, or 0"),
+      (dict(loss=dict(updates_per_batch=0)), "updates_per_batch is 0"),
+      (dict(loss=dict(signal="group_advantage", surrogate="jsd")),
+       "loss.signal is 'group_advantage', which has no effect"),
+      (dict(grpo(), rollout=dict(group_size=1)), "group_size is 1: nothing would be learned"),
+      (dict(teacher=dict(source="")), "learn from a teacher, and there is none"),
+      (dict(teacher=dict(source="tiny:teacher"), teachers=TWO), "both `teachers`"),
+      (dict(teachers={"a/b": dict(source="tiny:weak")}), "the name 'a/b'"),
+  )
+  def test_choices_that_do_not_go_together(self, changes, pattern):
+    with self.assertRaisesRegex(ValueError, pattern):
+      run(tiny(**changes), self.workdir())
+
+  def test_a_section_with_a_key_that_teachers_do_not_have(self):
+    with self.assertRaisesRegex(ValueError, "config.teachers.math.sauce.*'source'"):
+      tiny(teachers=dict(math=dict(sauce="tiny:weak")))
+
+
+class FormulaTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("opd", "loss = token_mean(-A w log p),  A = log q - log p,  w = min(p / mu, 5);  "
+              "q: tiny:teacher"),
+      ("exopd", "loss = token_mean(-A w log p),  A = 1.25 (log q - log b) - (log p - log b),  "
+                "w = min(p / mu, 5);  q: tiny:teacher;  b: tiny:student"),
+      ("iw_opd", "loss = token_mean(-A w log p),  A = log q - log p,  w = g min(p / mu, 5),  "
+                 "g = 1 + 0.5 clip(1 - F, 0, 1),  F_t = sum_(k<t) d_k / sum_k d_k,  "
+                 "d = |log q - log p|;  q: tiny:teacher"),
+      ("grpo", "loss = token_mean(max(-r A w, -clip(r, 0.8, 1.2) A w); at most -3 A w where A < 0),"
+               "  r = p / p_old,  A = (R - mean R) / (std R + 1e-6) over a prompt's 4 responses,  "
+               "w = min(p_old / mu, 5),  2 updates a batch"),
+      ("gkd", "loss = token_mean(w JSD_0.5(q, p) over the vocabulary),  w = 1,  50% of the batches "
+              "the student's own, the others the data's;  q: tiny:teacher"))
+  def test_the_formula_says_everything_in_force(self, name, want):
+    self.assertEqual(objective.formula(load(name, "smoke")), want)
+
+  def test_weights_and_several_teachers_are_said_too(self):
+    said = objective.formula(tiny(teachers=TWO, reference=dict(source="tiny:weak"), loss=dict(
+        weight="position", position=dict(side="suffix"), reference_kl=0.01)))
+    for part in ("w = g min(p / mu, 5),  g = 1 in the last 30% of a response, 0 elsewhere",
+                 " + 0.01 k3)",
+                 "q: poor tiny:weak or strong tiny:teacher;  b: tiny:weak"):
+      self.assertIn(part, said)
+
+
+class ConfigTest(parameterized.TestCase):
+
+  @parameterized.parameters("opd", "exopd", "exopd_multi_teacher", "exopd_reward_correction",
+                            "iw_opd", "gkd", "grpo", "sft")
+  def test_quick_form_runs_and_the_paper_form_is_valid(self, name):
+    for form in ("paper", ""):
+      configs.validate(load(name, form))
+      if name != "sft":
+        objective.check(load(name, form))
+    config = load(name, "quick")
+    _, lines = run(config, self.create_tempdir().full_path)
+    self.assertEqual(lines[-1]["step"], config.total_steps)
+
+  @parameterized.parameters("", "quick", "paper")
+  def test_the_distillations_differ_in_their_loss_and_nothing_else_that_counts(self, form):
+    base = load("opd", form).to_dict()
+    for name, more in (("exopd", set()), ("iw_opd", {"teacher"}), ("gkd", {"student_share", "data"})):
+      other = load(name, form).to_dict()
+      differ = {key for key in base if base[key] != other[key]}
+      self.assertContainsSubset(differ, {"loss", "reference"} | more)
+
+
+if __name__ == "__main__":
+  absltest.main()
