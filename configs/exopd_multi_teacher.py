@@ -1,16 +1,13 @@
 """ExOPD with many teachers: the experts of several domains, merged back into their common base.
 
-    for d in 1 2; do
-      python -m opd_jax.main --config=configs/grpo.py --workdir=runs/expert_$d \
-        "--config.data.builder_kw.digits=($d,)"
-    done
+    bash launch/experts.sh
     python -m opd_jax.main --config=configs/exopd_multi_teacher.py --workdir=runs/merged
 
-Every prompt names the teacher of its domain, here the number of its digits, and learns from that
-one alone. The reference is the base that student and experts start from.
+Every prompt names the teacher of its domain, here its task (data/builders/domains), and learns
+from that one alone. The reference is the base that student and experts start from.
 
-Forms: full (the default), the tiny student and the two experts that the commands above make of it;
-quick, seconds with two of the shipped models in the experts' places; smoke, for the tests; paper,
+Forms: full (the default), the base and the three experts that the first command makes of it; quick,
+seconds with the shipped models in the experts' places; smoke, for the tests; paper,
 the setting of "Learning beyond Teacher" (METHODS 2): that of configs/exopd.py:paper with a maths
 and a code expert of Qwen3-4B, and rows whose field `domain` says "math" or "code". Its one
 verifier is for answers in mathematics: code is trained on, and not evaluated.
@@ -39,20 +36,21 @@ def get_config(arg=""):
         eval=dict(prompts=128, every=50),
     )
   full = form == ""
-  experts = ("workdir:runs/expert_1", "workdir:runs/expert_2") if full else (
-      "tiny:weak", "tiny:teacher")
+  base = "workdir:runs/base" if full else "tiny:student"
+  experts = dict(chain="tiny:teacher", sort="tiny:student", count="tiny:weak")
+  if full:
+    experts = {task: f"workdir:runs/expert_{task}" for task in experts}
   return configs.on_policy(
       total_steps={"": 200, "quick": 10, "smoke": 2}[form],
-      student=dict(source="tiny:student"),
-      teachers=dict(one_digit=dict(source=experts[0]), two_digits=dict(source=experts[1])),
-      reference=dict(source="tiny:student"),
-      data=dict(builder="arithmetic", builder_kw=dict(
-          train=20_000 if full else 200, test=256, mix=dict(plain=1.0), seed=7,
-          teachers={"1": "one_digit", "2": "two_digits"})),
-      rollout=dict(prompts=64 if full else 4, group_size=1, max_prompt=40, max_response=80),
+      student=dict(source=base),
+      teachers={task: dict(source=source) for task, source in experts.items()},
+      reference=dict(source=base),
+      data=dict(builder="domains", builder_kw=dict(
+          train=20_000 if full else 200, test=256, seed=7, route=True)),
+      rollout=dict(prompts=64 if full else 4, group_size=1, max_prompt=40, max_response=72),
       loss=loss,
       optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=5, b2=0.98),
-      eval=dict(prompts=128 if full else 4, batch=32 if full else 4, every=50 if full else 0),
+      eval=dict(prompts=192 if full else 4, batch=32 if full else 4, every=50 if full else 0),
       checkpoint=dict(every=50),
       log_every=5 if full else 1,
   )

@@ -17,6 +17,8 @@ def _policy(source: str) -> ConfigDict:
       tokenizer="",          # folder with tokenizer.json; "": the source's own
       chat_template="",      # Jinja text or file; "": the tokenizer's own
       drop_layers_every=0,   # n: leave out every n-th layer
+      base="",               # a source: extrapolate, base + alpha (source - base); "": do not
+      alpha=1.0,             # of `base`: 0 the base, 1 the source, > 1 beyond it (ExPO)
   ))
 
 
@@ -221,7 +223,8 @@ NOT_NEGATIVE = (
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
-    "reference.drop_layers_every", "loss.lam", "loss.reference_kl", "loss.clipped.high")
+    "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
+    "loss.reference_kl", "loss.clipped.high")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets")
 
 
@@ -243,6 +246,10 @@ def validate(config: ConfigDict) -> None:
   for key in WHOLE_NUMBERS:
     _check(config, key, lambda x: all(type(item) is int and item >= 1 for item in x),
            "whole numbers, each at least 1")
+  for who in ("student", "teacher", "reference"):
+    if who in config and config[who].alpha != 1.0 and not config[who].base:
+      raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
+                       f"{who}.base; name the source to extrapolate from, or leave it at 1")
   if config.eval.samples < max(config.eval.ks, default=1):
     raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
                      f"{config.eval.samples}")

@@ -1,4 +1,4 @@
-"""Models made from models: fewer layers, a vocabulary without its padding."""
+"""Models made from models: fewer layers, a vocabulary without its padding, extrapolated weights."""
 
 import dataclasses
 from typing import Any
@@ -33,6 +33,26 @@ def drop_layers(params: Any, config: ModelConfig, every: int) -> tuple[Any, Mode
   config = dataclasses.replace(config, num_layers=len(kept))
   change = lambda p: p | {"blocks": jax.tree.map(lambda x: x[kept], p["blocks"])}
   return _rebuild(change, params, config), config
+
+
+def extrapolate(params: Any, config: ModelConfig, base: Any, base_config: ModelConfig,
+                alpha: float) -> Any:
+  """ExPO: base + alpha (params - base), `alpha` times as far from the base as `params` are.
+
+  At alpha = 0 it is the base, at 1 `params`, and above 1 beyond them. The base's arrays are used
+  up.
+
+  Raises: ValueError unless both are models of one shape.
+  Source: "Weak-to-Strong Extrapolation Expedites Alignment".
+  """
+  if config != base_config:
+    differ = [f"{field.name} {getattr(config, field.name)!r} and "
+              f"{getattr(base_config, field.name)!r}" for field in dataclasses.fields(config)
+              if getattr(config, field.name) != getattr(base_config, field.name)]
+    raise ValueError(f"weights can be extrapolated only from a base of the same shape; model and "
+                     f"base have {', '.join(differ)}")
+  move = lambda b, x: b + alpha * (x - b)
+  return jax.jit(lambda b, p: jax.tree.map(move, b, p), donate_argnums=0)(base, params)
 
 
 def slice_vocab(params: Any, config: ModelConfig, vocab_size: int) -> tuple[Any, ModelConfig]:

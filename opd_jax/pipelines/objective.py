@@ -108,7 +108,8 @@ def _conditions(config: ml_collections.ConfigDict) -> dict[str, tuple[bool, str]
       "loss.position": (loss.weight == "position", "loss.weight='position'"),
       "loss.clipped": (asks_old(loss), "loss.surrogate='clipped' and loss.updates_per_batch > 1"),
       "loss.beta": (loss.surrogate == "jsd", "loss.surrogate='jsd'"),
-      "loss.top_k": (over_vocabulary, "loss.surrogate=" + " or ".join(map(repr, divergences.KINDS))),
+      "loss.top_k": (over_vocabulary,
+                     "loss.surrogate=" + " or ".join(map(repr, divergences.KINDS))),
       "loss.top_of": top,
       "loss.tail": top,
       # At lam = 1 it cancels; a sweep over lam may pass there.

@@ -32,14 +32,19 @@ def load(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict, k
   """Loads what a `student`, `teacher` or `reference` section names.
 
   Args:
-    section: source, tokenizer, chat_template, drop_layers_every.
+    section: source, tokenizer, chat_template, drop_layers_every, base, alpha.
     model: compute_dtype, remat.
     key: draws the weights of a `random:` source.
     mesh: the parameters are born sharded on it.
     tokenizer: used instead of one from disk (a tokenizer trained in this run).
-  Raises: ValueError for a source without a tokenizer, or with fewer embeddings than tokens.
+  Raises: ValueError for a source without a tokenizer, or with fewer embeddings than tokens, and
+    for a base of another shape.
   """
   loaded = source.load(section.source, key, mesh, section.drop_layers_every)
+  if section.base:
+    base = source.load(section.base, key, mesh, section.drop_layers_every)
+    loaded = loaded._replace(params=surgery.extrapolate(
+        loaded.params, loaded.config, base.params, base.config, section.alpha))
   if tokenizer is None:
     folder = section.tokenizer or loaded.tokenizer_folder
     if not folder:

@@ -37,8 +37,8 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
     aside = path.with_suffix(".tmp")
     with aside.open("w") as file:
       for i, (name, section) in enumerate(teachers.sections(config).items()):
-        policy = policies.load(section, config.model, keys.at(keys.root(config.seed), "init", 1 + i),
-                               mesh)
+        key = keys.at(keys.root(config.seed), "init", 1 + i)
+        policy = policies.load(section, config.model, key, mesh)
         policies.check_lengths(policy, teachers.label(name), config.rollout)
         for row in sampled(config, i, policy, source, mesh):
           file.write(json.dumps(row) + "\n")

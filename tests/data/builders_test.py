@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -259,6 +260,51 @@ class ArithmeticTest(parameterized.TestCase):
     want = list(builders.arithmetic.splits(**kwargs)["train"]())
     self.assertCountEqual([json.dumps(source[i], sort_keys=True) for i in range(len(source))],
                           [json.dumps(row, sort_keys=True) for row in want])
+
+
+class DomainsTest(parameterized.TestCase):
+
+  def rows(self, split="train", **changes):
+    kwargs = dict(train=600, test=60, seed=1) | changes
+    return list(builders.domains.splits(**kwargs)[split]())
+
+  def test_every_solution_is_right_by_its_own_rules(self):
+    for row in self.rows():
+      question = json.loads(row["messages"])[0]["content"]
+      *working, last = row["response"].split("\n")
+      self.assertEqual(last, f"#### {row['answer']}")
+      self.assertEqual(exact_match.verify(row["response"], row["answer"]).reward, 1.0)
+      digits = [int(x) for x in re.findall(r"\d", question)]
+      if row["task"] == "sort":
+        self.assertEqual(row["answer"], ",".join(map(str, sorted(digits))))
+        self.assertEqual([int(line[-1]) for line in working], sorted(digits))
+      elif row["task"] == "count":
+        bound, *listed = digits
+        self.assertEqual(int(row["answer"]), sum(x > bound for x in listed))
+        self.assertLen(working, len(listed))
+      else:
+        self.assertEqual(row["answer"], chains.answer(chains.parse(question)))
+      self.assertLen(working, row["level"])
+
+  def test_tasks_come_by_turns_and_name_their_teachers_if_they_shall(self):
+    rows = self.rows(tasks=("sort", "count"), route=True)
+    self.assertEqual([row["task"] for row in rows[:4]], ["sort", "count"] * 2)
+    self.assertTrue(all(row["teacher"] == row["task"] for row in rows))
+    self.assertTrue(all(row["teacher"] == "" for row in self.rows()))
+
+  def test_a_tasks_questions_do_not_depend_on_the_other_tasks(self):
+    alone = [row["messages"] for row in self.rows("test", tasks=("sort",), test=20)]
+    among = [row["messages"] for row in self.rows("test") if row["task"] == "sort"]
+    self.assertEqual(alone, among)
+
+  def test_training_never_asks_a_test_question(self):
+    asked = {row["messages"] for row in self.rows("test", test=600)}
+    self.assertEmpty(asked & {row["messages"] for row in self.rows(train=3000)})
+
+  def test_a_task_that_does_not_exist_is_refused(self):
+    for tasks in ((), ("sort", "knit")):
+      with self.assertRaisesRegex(ValueError, "must name some of chain, sort, count"):
+        builders.domains.splits(train=1, test=1, tasks=tasks)
 
 
 if __name__ == "__main__":

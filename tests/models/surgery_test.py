@@ -6,6 +6,7 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import keys
@@ -50,6 +51,19 @@ class SurgeryTest(parameterized.TestCase):
                                atol=1e-6)
     with self.assertRaisesRegex(ValueError, "vocabulary of 48 to 50"):
       surgery.slice_vocab(self.params, CONFIG, 50)
+
+  def test_extrapolation_equals_numpy_and_has_both_ends(self):
+    base = build.init_params(CONFIG, keys.root(1))
+    for alpha in (0.0, 0.5, 1.0, 1.5):
+      found = surgery.extrapolate(self.params, CONFIG, jax.tree.map(jnp.copy, base), CONFIG, alpha)
+      want = jax.tree.map(lambda b, x: np.float64(b) + alpha * (np.float64(x) - np.float64(b)),
+                          base, self.params)
+      jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, want)
+
+  def test_a_base_of_another_shape_is_refused_and_named(self):
+    params, config = surgery.drop_layers(self.params, CONFIG, 2)
+    with self.assertRaisesRegex(ValueError, "same shape; .* num_layers 7 and 4"):
+      surgery.extrapolate(self.params, CONFIG, params, config, 1.5)
 
 
 if __name__ == "__main__":

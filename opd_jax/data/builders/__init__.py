@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from opd_jax.data.builders import arithmetic, jsonl
+from opd_jax.data.builders import arithmetic, domains, jsonl
 
 Splits = Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
 
 # Each data set: keyword arguments -> its splits, as functions that yield rows.
-BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "jsonl": jsonl}
+BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "domains": domains, "jsonl": jsonl}
 
 
 class Rows(tfds.core.GeneratorBasedBuilder):
@@ -75,9 +75,9 @@ class Source:
 def open_source(name: str, arguments: Mapping[str, Any], split: str, cache: str = "") -> Source:
   """Opens a split, preparing the data set on first use.
 
-  The cache folder's name is a hash of the arguments, the contents of the files they name,
-  the code that makes the rows and their version, so a stale copy is never read. It is written aside and
-  renamed, so several processes may prepare it at once.
+  The cache folder's name is a hash of the arguments, the contents of the files they name, the
+  code that makes the rows and their version, so a stale copy is never read. It is written aside
+  and renamed, so several processes may prepare it at once.
 
   Args:
     name: a key of `BUILDERS`.
