@@ -93,7 +93,7 @@ class JsonlTest(parameterized.TestCase):
       self.open(GOOD, **changes)
 
   def test_unknown_data_sets_meet_the_known_ones(self):
-    with self.assertRaisesRegex(ValueError, "'gsm'; it must be one of arithmetic, jsonl"):
+    with self.assertRaisesRegex(ValueError, "'gsm'; it must be one of arithmetic, domains, jsonl"):
       builders.open_source("gsm", {}, "train", self.cache)
 
   def test_a_changed_file_or_argument_is_another_copy_and_an_unchanged_one_is_not(self):
@@ -298,8 +298,9 @@ class DomainsTest(parameterized.TestCase):
     self.assertEqual(alone, among)
 
   def test_training_never_asks_a_test_question(self):
-    asked = {row["messages"] for row in self.rows("test", test=600)}
-    self.assertEmpty(asked & {row["messages"] for row in self.rows(train=3000)})
+    size = dict(train=3000, test=600)  # of three digits to be sorted there are but a thousand
+    asked = {row["messages"] for row in self.rows("test", **size)}
+    self.assertEmpty(asked & {row["messages"] for row in self.rows(**size)})
 
   def test_a_task_that_does_not_exist_is_refused(self):
     for tasks in ((), ("sort", "knit")):

@@ -166,7 +166,7 @@ class EncodeTest(absltest.TestCase):
     self.assertEqual(got["response_ids"].count(tokenizer.end_id), 1)
     self.assertEqual(tokenizer.decode(got["response_ids"]), "4 <|im_end|>")
     prompt_alone = loader.encode(tokenizer)(row)
-    self.assertEqual(prompt_alone, {**row, "prompt_ids": got["prompt_ids"]})
+    self.assertEqual(prompt_alone, {**row, "prompt_ids": got["prompt_ids"], "teacher_id": 0})
     self.assertNotIn("prompt_ids", row)  # the given row is left as it was
 
   def test_a_row_without_a_response_to_learn_is_named(self):

@@ -110,14 +110,13 @@ class FamilyTest(parameterized.TestCase):
 
 class SignalTest(FamilyTest):
 
-  def test_lam_1_is_opd_bit_for_bit_with_and_without_a_reference(self):
+  def test_lam_1_is_opd_bit_for_bit_whatever_the_reference(self):
     want, measured = run(tiny(), self.workdir())
-    for reference in ("", "tiny:weak"):
-      found, also = run(tiny(loss=dict(signal="g_opd", lam=1.0),
-                             reference=dict(source=reference)), self.workdir())
-      self.assertEqual(also, measured)
-      for name, value in want.items():
-        np.testing.assert_array_equal(found[name], value, name)
+    found, also = run(tiny(loss=dict(signal="g_opd", lam=1.0),
+                           reference=dict(source="tiny:weak")), self.workdir())
+    self.assertEqual(also, measured)
+    for name, value in want.items():
+      np.testing.assert_array_equal(found[name], value, name)
 
   def test_another_lam_moves_the_target_by_the_gap_between_teacher_and_reference(self):
     config = tiny(loss=dict(signal="g_opd", lam=1.5), reference=dict(source="tiny:weak"))
@@ -132,7 +131,7 @@ class SignalTest(FamilyTest):
 
 class RoutingTest(FamilyTest):
 
-  @parameterized.parameters("score_function", "reverse_kl", "jsd")
+  @parameterized.parameters("score_function", "jsd")
   def test_a_batch_whose_rows_go_to_different_teachers_equals_each_row_alone(self, surrogate):
     settings = dict(surrogate=surrogate, aggregate="sequence_sum")
     whole = self.build(tiny(teachers=TWO, data=dict(builder_kw=TO_TWO), loss=settings))
@@ -385,14 +384,15 @@ class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters("opd", "exopd", "exopd_multi_teacher", "exopd_reward_correction",
                             "iw_opd", "gkd", "grpo", "sft")
-  def test_quick_form_runs_and_the_paper_form_is_valid(self, name):
-    for form in ("paper", ""):
+  def test_every_form_is_valid_and_quick_runs(self, name):
+    for form in ("paper", "quick", ""):
       configs.validate(load(name, form))
       if name != "sft":
         objective.check(load(name, form))
-    config = load(name, "quick")
-    _, lines = run(config, self.create_tempdir().full_path)
-    self.assertEqual(lines[-1]["step"], config.total_steps)
+    if name in ("exopd_multi_teacher", "sft"):  # the others' smoke forms run in configs_test
+      config = load(name, "quick")
+      _, lines = run(config, self.create_tempdir().full_path)
+      self.assertEqual(lines[-1]["step"], config.total_steps)
 
   @parameterized.parameters("", "quick", "paper")
   def test_the_distillations_differ_in_their_loss_and_nothing_else_that_counts(self, form):
