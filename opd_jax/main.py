@@ -4,7 +4,6 @@ Any key can be changed on the command line: --config.optimizer.learning_rate=3e-
 """
 
 import fcntl
-import importlib
 import json
 import os
 import pathlib
@@ -19,13 +18,7 @@ from ml_collections import config_flags
 
 from opd_jax import config as configs
 from opd_jax import host_memory
-
-PIPELINES = {
-    "opd": "opd_jax.pipelines.opd",
-    "sft": "opd_jax.pipelines.offline",
-    "evaluate": "opd_jax.pipelines.evaluate",
-    "context_use": "opd_jax.pipelines.context_use",
-}
+from opd_jax.pipelines import pick
 
 # What may change when a workdir is resumed; anything else would make it another run. Of these,
 # total_steps bends a schedule that runs to zero, and another mesh rounds differently.
@@ -54,14 +47,6 @@ def main(argv: list[str]) -> None:
     logging.debug("where it happened", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-
-
-def pick(name: str) -> Any:
-  """The pipeline's module. Raises: ValueError for an unknown name."""
-  if name not in PIPELINES:
-    raise ValueError(f"pipeline is {name!r}; it must be one of {', '.join(PIPELINES)}."
-                     + configs.nearest(name, PIPELINES))
-  return importlib.import_module(PIPELINES[name])
 
 
 class locked:

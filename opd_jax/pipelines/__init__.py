@@ -1,0 +1,21 @@
+"""What a run can be: the pipelines by name, each a module with run(config, workdir)."""
+
+import importlib
+from typing import Any
+
+from opd_jax import config as configs
+
+PIPELINES = {
+    "opd": "opd_jax.pipelines.opd",
+    "sft": "opd_jax.pipelines.offline",
+    "evaluate": "opd_jax.pipelines.evaluate",
+    "context_use": "opd_jax.pipelines.context_use",
+}
+
+
+def pick(name: str) -> Any:
+  """The pipeline's module. Raises: ValueError for an unknown name."""
+  if name not in PIPELINES:
+    raise ValueError(f"pipeline is {name!r}; it must be one of {', '.join(PIPELINES)}."
+                     + configs.nearest(name, PIPELINES))
+  return importlib.import_module(PIPELINES[name])
