@@ -28,7 +28,7 @@ class EvaluateTest(absltest.TestCase):
 
   def test_every_prompt_meets_its_own_answer_and_filler_is_not_counted(self):
     tokenizer = tokenizers.byte_tokenizer()
-    rows = [dict(id=str(i), level=i, answer=str(i), prompt_ids=tokenizer.encode(str(i)))
+    rows = [dict(id=str(i), task="echo", level=i, answer=str(i), prompt_ids=tokenizer.encode(str(i)))
             for i in range(5)]
 
     def sample(params, batch, key):  # a policy that answers with its prompt, and ends if even
