@@ -1,0 +1,132 @@
+"""The cells of a claims config: what has been measured, and whether it still holds."""
+
+from collections.abc import Mapping
+import datetime
+import json
+import pathlib
+import subprocess
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from opd_jax import pipelines
+from opd_jax.pipelines import identity
+
+Result = dict[str, Any]
+
+
+class Cell(NamedTuple):
+  """One run. Its name is that of its JSON, and of its folder in the workdir."""
+
+  name: str                            # "stages/base", "tune/opd-0.001-s1000", "methods/opd-s0"
+  who: str                             # the stage or method
+  config: ml_collections.ConfigDict    # complete, but for where "stage:NAME" lies
+  seed: int = 0
+  value: float | None = None           # of tune.key, where it is tuned
+  waits: bool = False                  # for the tuning that says the value
+
+  @property
+  def stage(self) -> bool:
+    return self.name.startswith("stages/")
+
+
+class Ledger:
+  """Results by cell, on disk as one JSON file each.
+
+  Args:
+    stages: name -> config.
+    folder: of the JSON files.
+    workdir: of the runs; it has the stages' weights.
+    machine: what cells are run on, from a worker.
+  Raises: ValueError for a file that is not whole.
+  """
+
+  def __init__(self, stages: Mapping[str, ml_collections.ConfigDict], folder: pathlib.Path,
+               workdir: pathlib.Path, machine: Mapping[str, Any]):
+    self.stages = {name: Cell(f"stages/{name}", name, section, section.seed)
+                   for name, section in stages.items()}
+    self._folder, self._workdir, self._machine = folder, workdir, dict(machine)
+    self._commit, self._identities = commit(), {}
+    self._found = {path.relative_to(folder).as_posix().removesuffix(".json"): _read(path)
+                   for path in sorted(folder.rglob("*.json"))}
+
+  def current(self, cell: Cell) -> Result | None:
+    """The result of a cell, unless there is none or it is stale."""
+    found = self._found.get(cell.name)
+    if not found or cell.waits or found["identity"] != self._identity(cell):
+      return None
+    return found
+
+  def has_weights(self, stage: str) -> bool:
+    """Whether a stage's result holds, and its weights are in the workdir."""
+    result = self.current(self.stages[stage])
+    return bool(result and result["params"]) and result["params"] == identity.contents(
+        self._export(stage) / "model.safetensors")
+
+  def resolved(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A cell's config as it is to be run: with the folders of its stages."""
+    places = {path: f"hf:{self._export(value.removeprefix(identity.STAGE))}"
+              for path, value in identity.leaves(config)
+              if isinstance(value, str) and value.startswith(identity.STAGE)}
+    return changed(config, places)
+
+  def folder(self, cell: Cell) -> str:
+    """Where a cell is run."""
+    return str(self._workdir / cell.name)
+
+  def add(self, cell: Cell, result: Result) -> None:
+    """Writes down what a cell has measured, whole or not at all."""
+    found = {"cell": cell.name, "who": cell.who, "seed": cell.seed, "value": cell.value,
+             "identity": self._identity(cell), "commit": self._commit,
+             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+             "machine": self._machine, **result, "config": json.loads(cell.config.to_json())}
+    path = self._folder / f"{cell.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    aside.rename(path)
+    self._found[cell.name] = _read(path)  # as a later sitting will see it
+
+  def _export(self, stage: str) -> pathlib.Path:
+    return self._workdir / "stages" / stage / "export"
+
+  def _identity(self, cell: Cell) -> dict[str, Any] | None:
+    """What a cell rests on; None if a stage of it has yet to be run."""
+    stages = {}
+    for name in identity.asks(cell.config):
+      if not (result := self.current(self.stages[name])):
+        return None
+      stages[name] = result["params"]
+    key = (cell.name, cell.value, *stages.values())
+    if key not in self._identities:
+      self._identities[key] = identity.of(
+          cell.config, pipelines.PIPELINES[cell.config.pipeline], stages)
+      self._identities[key] |= {name: self._machine[name] for name in ("device", "jax")}
+    return self._identities[key]
+
+
+def changed(config: ml_collections.ConfigDict, values: Mapping[str, Any]
+            ) -> ml_collections.ConfigDict:
+  """A copy of a config with other values, {"optimizer.learning_rate": 1e-3}."""
+  copy = config.copy_and_resolve_references()
+  copy.update_from_flattened_dict(dict(values))
+  return copy
+
+
+def commit() -> str:
+  """Of the code, short; with a "+" if it has changed since, "" outside of a git repository."""
+  def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=identity.PACKAGE.parent, capture_output=True,
+                          text=True, check=True).stdout.strip()
+  try:
+    return git("rev-parse", "--short=10", "HEAD") + "+" * bool(
+        git("status", "--porcelain", "--", "opd_jax", "configs"))
+  except (OSError, subprocess.CalledProcessError):
+    return ""
+
+
+def _read(path: pathlib.Path) -> Result:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error}); remove it, and its cell runs again") from error

@@ -1,0 +1,115 @@
+"""What a run has measured and what it has cost, read from the files that it left."""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from opd_jax import writer
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.evals import claims
+from opd_jax.pipelines import evaluation, identity, teacher_samples
+
+# Measured at every update and noisy: their mean over the last tenth of the steps.
+AVERAGED = ("student/entropy", "rollout/length", "rollout/truncated", "rollout/reward",
+            "teacher/reverse_kl", "loss/weight", "update/gradient_norm", "update/skipped")
+
+
+def of(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+  """A run that has come to its end, as a few numbers, for JSON.
+
+  Returns:
+    metrics: those of the last evaluation ("eval/mean@8"); the accuracy by domain
+      ("domain/chain"); of training runs `AVERAGED`, what accuracy and length have gained since
+      the start ("gain/mean@8", "gain/length"), and the mean height of the accuracy's curve
+      ("curve/area") if they evaluate before and on the way. None where one is not finite.
+    curve: [step, mean@k] of every evaluation.
+    updates: made; rows: in a batch.
+    student_tokens: response tokens that the student sampled for its updates.
+    teacher_tokens: those of the teachers' responses that it learned from.
+    params: hash of the exported parameters, "" if there is no export.
+  Raises: ValueError if the run was broken off, or has not logged every step.
+  """
+  lines = writer.read(workdir)
+  last = f"step_{config.total_steps:06d}" if "total_steps" in config else "eval"
+  path = pathlib.Path(workdir, "eval", f"{last}.json")
+  if not path.is_file():
+    raise ValueError(f"{workdir} has no eval/{path.name}: the run was broken off")
+  metrics = evaluation.named(evaluation.read(workdir, last))
+  metrics |= by_domain(json.loads(path.read_text())["records"])
+  mean = f"eval/mean@{config.eval.samples}"
+  curve = [(line["step"], line[mean]) for line in lines if mean in line]
+  if "total_steps" in config:
+    metrics |= of_training(config, lines, metrics)
+    metrics["curve/area"] = claims.area(curve)
+  export = pathlib.Path(workdir, "export", "model.safetensors")
+  return {
+      "metrics": {name: value if math.isfinite(value) else None
+                  for name, value in sorted(metrics.items())},
+      "curve": curve, **costs(config, lines, workdir),
+      "params": identity.contents(export) if export.is_file() else "",
+  }
+
+
+def diverged(config: ml_collections.ConfigDict, workdir: str, why: str) -> dict[str, Any]:
+  """A run that was stopped because its loss was not finite: nothing but what it has cost."""
+  lines = writer.read(workdir)
+  steps = max((line["step"] for line in lines), default=0)
+  short = config.copy_and_resolve_references()
+  short.total_steps = int(steps)
+  return {"diverged": why, "metrics": {}, "curve": [], **costs(short, lines, workdir), "params": ""}
+
+
+def of_training(config: ml_collections.ConfigDict, lines: Sequence[Mapping[str, float]],
+                metrics: Mapping[str, float]) -> dict[str, float]:
+  """`AVERAGED`, and what has been gained since the start."""
+  tail, out = [line for line in lines if line["step"] > 0.9 * config.total_steps], {}
+  for name in AVERAGED:
+    if found := [line[name] for line in tail if name in line]:
+      out[name] = float(np.mean(found))
+  first = next((line for line in lines if line["step"] == 0), {})
+  for name in (f"mean@{config.eval.samples}", "length"):
+    if f"eval/{name}" in first:
+      out[f"gain/{name}"] = metrics[f"eval/{name}"] - first[f"eval/{name}"]
+  return out
+
+
+def by_domain(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Accuracy on the prompts of each domain: "domain/chain" -> mean reward."""
+  found: dict[str, list[float]] = {}
+  for record in records:
+    found.setdefault(f"domain/{record['domain']}", []).append(float(np.mean(record["rewards"])))
+  return {name: float(np.mean(rewards)) for name, rewards in found.items()}
+
+
+def costs(config: ml_collections.ConfigDict, lines: Sequence[Mapping[str, float]],
+          workdir: str) -> dict[str, int]:
+  """Updates made, rows a batch, and the tokens that were sampled for them, counted."""
+  if config.pipeline == "evaluate":
+    return dict(updates=0, rows=0, student_tokens=0, teacher_tokens=0)
+  if config.pipeline == "sft":
+    rows = config.batch.tokens // max(config.batch.buckets)
+    return dict(updates=config.total_steps, rows=rows, student_tokens=0,
+                teacher_tokens=answered(workdir))
+  steps = [line for line in lines if "rollout/length" in line]
+  if len(steps) != config.total_steps:
+    raise ValueError(f"{workdir} has {len(steps)} lines of {config.total_steps} steps, and tokens "
+                     "are counted in every one; set log_every=1")
+  rows = config.rollout.prompts * config.rollout.group_size
+  own = sum(step["rollout/length"] for step in steps if step.get("rollout/own", 1.0))
+  return dict(updates=config.total_steps * config.loss.updates_per_batch, rows=rows,
+              student_tokens=round(own * rows), teacher_tokens=0)
+
+
+def answered(workdir: str) -> int:
+  """Tokens of the teachers' responses in a workdir, each with its end; 0 without teachers."""
+  path = pathlib.Path(workdir, teacher_samples.FILE)
+  if not path.is_file():
+    return 0
+  tokenizer = tokenizers.load(pathlib.Path(workdir, "model"))
+  return sum(len(tokenizer.encode(json.loads(line)["response"])) + 1
+             for line in path.read_text().splitlines())

@@ -1,0 +1,106 @@
+"""What a measurement rests on: a changed number counts, a changed comment does not."""
+
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from opd_jax import config as configs
+from opd_jax.pipelines import identity, ledger
+
+FILES = {
+    "pipelines/run.py": "from opd_jax.losses import kernel\nimport opd_jax.rollouts\n"
+                        "from opd_jax import progress\n",
+    "losses/kernel.py": 'def f(x):\n  """Doc."""\n  return 2 * x\n',
+    "rollouts/__init__.py": "def g():\n  from opd_jax.rollouts import late\n",
+    "rollouts/late.py": "A = 1\n",
+    "losses/other.py": "B = 1\n",
+    "progress.py": "C = 1\n",
+}
+
+
+class CodeTest(parameterized.TestCase):
+
+  def code(self, **changes):
+    root = pathlib.Path(self.create_tempdir().full_path, "opd_jax")
+    for name, text in (FILES | {k.replace("__", "/"): v for k, v in changes.items()}).items():
+      path = root / name if name.endswith(".py") else root / f"{name}.py"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(text)
+    with mock.patch.object(identity, "PACKAGE", root):
+      return identity.code.__wrapped__("opd_jax.pipelines.run")
+
+  @parameterized.parameters(
+      dict(losses__kernel='def f(x):\n  """Another."""\n  return 2 * x  # why\n'),
+      dict(losses__kernel='"""Module."""\n\ndef f(x):\n  return (2\n          * x)\n'),
+      dict(losses__other="B = 2\n"),     # nothing here imports it
+      dict(progress="C = 2\n"))          # no number comes from it
+  def test_what_cannot_change_a_number_changes_nothing(self, **changes):
+    self.assertEqual(self.code(**changes), self.code())
+
+  @parameterized.parameters(
+      dict(losses__kernel="def f(x):\n  return 3 * x\n"),
+      dict(rollouts__late="A = 2\n"),    # imported by what is imported, within a function
+      dict(pipelines__run="from opd_jax.losses import kernel\n"))
+  def test_what_may_change_a_number_does(self, **changes):
+    self.assertNotEqual(self.code(**changes), self.code())
+
+  def test_a_pipeline_rests_on_the_rooms_below_it_and_not_on_the_runner_of_claims(self):
+    todo, seen = ["opd_jax.pipelines.opd"], set()
+    while todo:
+      name = todo.pop()
+      if name not in seen and name not in identity.APART and (path := identity._file(name)):
+        seen.add(name)
+        todo += [x for x in identity._imported(identity.ast.parse(path.read_text()))
+                 if x.startswith("opd_jax")]
+    self.assertContainsSubset({"opd_jax.losses.signals", "opd_jax.rollouts.slots",
+                               "opd_jax.models.layers", "opd_jax.verifiers.exact_match"}, seen)
+    self.assertNoCommonElements({"opd_jax.pipelines.claims", "opd_jax.evals.context_use",
+                                 "opd_jax.pipelines.offline"}, seen)
+
+
+class ConfigTest(parameterized.TestCase):
+
+  def test_keys_that_change_nothing_do_not_count(self):
+    settings = lambda **changes: identity.settings(configs.on_policy(**changes))
+    for free in (dict(writers=("jsonl",)), dict(checkpoint=dict(every=7)), dict(export=False),
+                 dict(data=dict(cache="/x"))):
+      self.assertEqual(settings(**free), settings())
+    for counts in (dict(seed=1), dict(optimizer=dict(learning_rate=2e-5)),
+                   dict(eval=dict(ks=(1,))), dict(data=dict(builder_kw=dict(digits=(1,))))):
+      self.assertNotEqual(settings(**counts), settings())
+
+  def test_models_are_known_by_their_contents(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "model.safetensors").write_bytes(b"1")
+    config = configs.on_policy(student=dict(source=f"hf:{folder}"),
+                               teachers=dict(a=dict(source="stage:expert")),
+                               reference=dict(source="tiny:student"))
+    before = identity.models(config, {"expert": "abc"})
+    self.assertEqual(before.keys(), {f"hf:{folder}", "stage:expert", "tiny:student"})
+    self.assertEqual(before["stage:expert"], "abc")
+    (folder / "model.safetensors").write_bytes(b"2")
+    after = identity.models(config, {"expert": "abc"})
+    self.assertEqual({name for name in after if after[name] != before[name]}, {f"hf:{folder}"})
+
+  def test_files_that_the_data_come_from_count(self):
+    file = self.create_tempfile("rows.jsonl", "{}")
+    config = configs.on_policy(data=dict(builder="jsonl", builder_kw=dict(train=file.full_path)))
+    before = identity.models(config, {})
+    file.write_text("{} ")
+    self.assertNotEqual(identity.models(config, {})[file.full_path], before[file.full_path])
+
+  def test_stages_are_found_wherever_they_are_named_and_filled_in(self):
+    config = configs.on_policy(
+        student=dict(source="stage:base"), reference=dict(source="stage:base"),
+        teachers=dict(a=dict(source="stage:expert")))
+    self.assertCountEqual(identity.asks(config), ("base", "expert"))
+    book = ledger.Ledger({}, pathlib.Path("/none"), pathlib.Path("/w"), {})
+    found = book.resolved(config)
+    self.assertEqual(found.student.source, "hf:/w/stages/base/export")
+    self.assertEqual(found.teachers.a.source, "hf:/w/stages/expert/export")
+    self.assertEqual(config.student.source, "stage:base")
+
+
+if __name__ == "__main__":
+  absltest.main()
