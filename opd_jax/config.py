@@ -107,6 +107,7 @@ def on_policy(**changes: Any) -> ConfigDict:
       teachers=ConfigDict(),         # name -> a section like `teacher`
       reference=_policy(""),         # "": none; the student's own source: its initial weights
       student_share=1.0,             # of the batches: its own responses; the others: the data's
+      evaluate_teachers=True,        # at the end, for the table
       loss=ConfigDict(dict(
           signal="opd",              # what is learned: or "g_opd"; "group_advantage" (GRPO)
           lam=1.0,                   # of g_opd: 0 the reference, 1 the teacher, > 1 beyond it
@@ -167,6 +168,66 @@ def context_use(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def claims(**changes: Any) -> ConfigDict:
+  """Config of the measurement of a paper's claims (pipelines/claims.py)."""
+  return _changed(dict(
+      pipeline="claims",
+      name="",                       # of the section in `table`
+      title="",                      # its heading
+      about="",                      # Markdown below it: models, task, what is equal
+      notes="",                      # Markdown at its end
+      command="",                    # that makes it
+      results="",                    # folder of the cells' JSON files; "": WORKDIR/results
+      table="",                      # the Markdown file; "": WORKDIR/RESULTS.md
+      workers=2,                     # processes, each with its share of the cores
+      minutes=60.0,                  # of a sitting: what has not begun by then stays open
+      stages=_ordered(),             # name -> a complete config; others start from "stage:NAME"
+      methods=_ordered(),            # name -> a complete config
+      seeds=_ordered(),              # method -> the seeds that are reported
+      tune=ConfigDict(dict(
+          key="optimizer.learning_rate",
+          grid=(3e-4, 1e-3, 3e-3),
+          seeds=(1000,),             # none that is reported
+          metric="eval/mean@8",      # the greatest mean wins
+          methods=(),
+          follows=_ordered(),        # method -> the tuned one whose value it takes
+      )),
+      claims=_ordered(),             # name -> what is claimed, see `_claim`
+      sweeps=_ordered(),             # name -> a parameter and its methods, see `_sweep`
+  ), changes)
+
+
+def _ordered() -> ConfigDict:
+  return ConfigDict(sort_keys=False)  # the order of a table is the order of the file
+
+
+def _claim() -> ConfigDict:
+  return ConfigDict(dict(
+      text="",
+      paper="",              # its number
+      kind="difference",     # a - b; "share": a / b; "experts": a - its strictest expert
+      a="",                  # a method
+      b="",                  # another, or "stage:NAME"
+      metric="",             # of a cell: "eval/mean@8", "curve/area", "gain/mean@8" ...
+      effect=0.0,            # as claimed, in units of the metric; its sign is the direction
+      margin=0.0,            # > 0: the claim is that it equals `effect`, within this margin
+      experts=_ordered(),    # of kind "experts": domain -> the stage that measures its expert
+      base="",               # the stage that measures what the experts were made of
+      primary=False,         # or exploration
+  ))
+
+
+def _sweep() -> ConfigDict:
+  return ConfigDict(dict(
+      text="",
+      paper="",
+      parameter="",          # its name
+      points=(),             # its values, ascending
+      methods=(),            # one a point
+      metrics=(),
+  ))
+
+
 def form(arg: str, *known: str) -> str:
   """The form of a config that `--config=file.py:form` asks for.
 
@@ -190,6 +251,11 @@ def _changed(defaults: dict[str, Any], changes: Mapping[str, Any]) -> ConfigDict
   return config.lock()
 
 
+# Sections whose keys are names that the file chooses: what each name starts from, or anything.
+NAMED = {"teachers": lambda: _policy(""), "claims": _claim, "sweeps": _sweep}
+OPEN = ("stages", "methods", "seeds", "follows", "experts")
+
+
 def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
   for key, value in changes.items():
     if key not in config:
@@ -200,10 +266,13 @@ def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
       raise ValueError(f"{path}.{key} is a section; wanted a dict, found {value!r}")
     elif key == "builder_kw":
       config[key] = ConfigDict(value)
-    elif key == "teachers":
+    elif isinstance(old, ConfigDict) and key in NAMED:
       for name, section in value.items():
-        old[name] = _policy("")
+        old[name] = NAMED[key]()
         _merge(old, {name: section}, f"{path}.{key}")
+    elif isinstance(old, ConfigDict) and key in OPEN:
+      for name, anything in value.items():
+        old[name] = anything
     elif isinstance(old, ConfigDict):
       _merge(old, value, f"{path}.{key}")
     elif type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
@@ -217,14 +286,14 @@ POSITIVE = (
     "total_steps", "log_every", "rollout.prompts", "rollout.group_size", "rollout.max_prompt",
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
-    "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight")
+    "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
-    "loss.reference_kl", "loss.clipped.high")
+    "loss.reference_kl", "loss.clipped.high", "minutes")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets")
 
 
@@ -246,6 +315,14 @@ def validate(config: ConfigDict) -> None:
   for key in WHOLE_NUMBERS:
     _check(config, key, lambda x: all(type(item) is int and item >= 1 for item in x),
            "whole numbers, each at least 1")
+  if config.pipeline == "claims":
+    for where in ("stages", "methods"):
+      for name, section in config[where].items():
+        try:
+          validate(section)
+        except ValueError as error:
+          raise ValueError(f"{where}.{name}: {error}") from error
+    return
   for who in ("student", "teacher", "reference"):
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "

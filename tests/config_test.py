@@ -61,9 +61,22 @@ class ConfigTest(parameterized.TestCase):
     configs.validate(configs.on_policy(rollout=dict(allow_biased_sampling=True, **sampling)))
 
   @parameterized.parameters(configs.on_policy, configs.offline, configs.evaluate,
-                            configs.context_use)
+                            configs.context_use, configs.claims)
   def test_defaults_are_valid(self, make):
     configs.validate(make())
+
+  def test_a_claims_config_names_the_run_that_is_wrong_and_keeps_the_files_order(self):
+    config = configs.claims(methods=dict(b=configs.on_policy(), a=configs.on_policy(log_every=0)),
+                            seeds=dict(b=(0, 1), a=(0,)), claims=dict(x=dict(a="b", effect=1)))
+    self.assertEqual(list(config.methods), ["b", "a"])
+    self.assertEqual(config.seeds.b, (0, 1))
+    self.assertEqual((config.claims.x.kind, config.claims.x.effect), ("difference", 1.0))
+    with self.assertRaisesRegex(ValueError, "methods.a: log_every is 0"):
+      configs.validate(config)
+    with self.assertRaisesRegex(ValueError, "config.claims.x.efect.*'effect'"):
+      configs.claims(claims=dict(x=dict(efect=1.0)))
+    with self.assertRaisesRegex(ValueError, "minutes is -1"):
+      configs.validate(configs.claims(minutes=-1))
 
   def test_an_unknown_form_lists_the_known(self):
     with self.assertRaisesRegex(ValueError, "no form 'qick'; it has '', 'quick'"):

@@ -10,6 +10,7 @@ PIPELINES = {
     "sft": "opd_jax.pipelines.offline",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",
+    "claims": "opd_jax.pipelines.claims",
 }
 
 

@@ -242,7 +242,7 @@ def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Po
            method: Method, state: TrainState, verify: Any, mesh: Mesh) -> None:
   """Evaluates the teachers, then leaves the table, the report and the exported student."""
   named = {"student before": "step_000000", "student after": f"step_{config.total_steps:06d}"}
-  for name, teacher in method.teachers.items():
+  for name, teacher in method.teachers.items() if config.evaluate_teachers else ():
     label = teachers.label(name)
     named[label] = label.replace(" ", "_")
     evaluation.make(config, teacher, verify, mesh, workdir)(teacher.params, named[label])

@@ -1,0 +1,164 @@
+"""The claims of "Learning beyond Teacher" (G-OPD and ExOPD; METHODS 2) on tiny models.
+
+    python -m opd_jax.main --config=configs/claims/g_opd.py --workdir=runs/claims_g_opd
+
+Merging: the experts of several domains, made by GRPO out of one base, are distilled back into that
+base. Strong to weak: the same base learns from a larger model after its GRPO. Each with ExOPD, OPD
+and SFT, and a sweep of lam. The cells are in results/g_opd, the tables in RESULTS.md; 2 CPU cores,
+a sitting or two of an hour.
+
+Forms: full (the default); quick, minutes, the same cells of two steps and two seeds, with cells
+and tables in the workdir; smoke, for the tests, fewer of them.
+"""
+
+from opd_jax import config as configs
+
+# Where the rows come from: this is the one place to change for other domains.
+DOMAINS = ("chain", "sort", "count")
+
+
+def rows(domains=DOMAINS, routed=True, train=20_000):
+  """Training rows of some domains, and held-out ones of the same.
+
+  Args:
+    routed: each row names the teacher of its domain; a method with one teacher wants none named.
+  """
+  return dict(builder="domains", builder_kw=dict(
+      train=train, test=1000, seed=7, tasks=domains, route=routed))
+
+
+# By form: steps of SFT for the base and for the strong teacher, of GRPO, of a cell; rows a batch.
+SIZES = {
+    "": dict(base=300, strong=300, grpo=100, cell=100, rows=64, prompts=192, samples=4),
+    "quick": dict(base=2, strong=2, grpo=2, cell=2, rows=8, prompts=8, samples=2),
+    "smoke": dict(base=2, strong=2, grpo=2, cell=2, rows=4, prompts=8, samples=2),
+}
+LAMS = dict(lam_0=0.0, lam_0p5=0.5, opd=1.0, exopd=1.25, lam_1p5=1.5, lam_2=2.0)
+
+ABOUT = """\
+The base is `tiny:weak` fitted to worked solutions of all domains ({domains}) and stopped in the
+middle, an expert is the base after GRPO on one of them. The strong teacher is the same of
+`tiny:teacher`, with GRPO on all. A cell makes {cell} updates of {rows} rows, one response a prompt,
+on the same rows in the same order for one seed, and is evaluated on the same {prompts} held-out
+prompts with {samples} samples each at temperature 1. The reference of lam != 1 is the base; in
+`s2w_exopd_rc` (reward correction) it is the strong teacher before its GRPO."""
+
+NOTES = """\
+The effects tested for are our choice: the smallest that we would call one, as the paper's numbers
+are of other tasks. What an expert scores is one evaluation of one model: the interval of a lead
+over it is that of the student's seeds."""
+
+
+def get_config(arg=""):
+  form = configs.form(arg, "", "quick", "smoke")
+  full, sizes = form == "", SIZES[form]
+  train, mean = 20_000 if full else 64, f"eval/mean@{sizes['samples']}"
+
+  def make(kind, steps, prompts=sizes["rows"], group=1, **changes):
+    """A complete config, of what all have in common and some changes."""
+    settings = dict(
+        rollout=dict(prompts=prompts, group_size=group, max_prompt=40, max_response=80),
+        eval=dict(prompts=sizes["prompts"], samples=sizes["samples"], ks=(1,),
+                  batch=48 if full else 8),
+        writers=("jsonl",))
+    if steps:
+      settings |= dict(
+          total_steps=steps, log_every=1, export=False,
+          optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=5, b2=0.98),
+          checkpoint=dict(every=100_000, keep_last=1, keep_best=0))  # only at the end
+    return kind(**settings | changes)
+
+  def imitated(source, steps):
+    """A model stopped in the middle of learning from worked solutions."""
+    return make(
+        configs.offline, steps, export=True, student=dict(source=source),
+        data=rows(train=50_000 if full else 64),
+        batch=dict(tokens=6144 if full else 480, buckets=(96, 128) if full else (120,),
+                   chunk=2048 if full else 32),
+        optimizer=dict(learning_rate=1e-3, warmup_steps=20, b2=0.98))
+
+  def rewarded(source, domains):
+    """What GRPO on some domains makes of a model."""
+    return make(
+        configs.on_policy, sizes["grpo"], sizes["rows"] // 4, 8 if full else 4, export=True,
+        student=dict(source=source), teacher=dict(source=""), data=rows(domains, train=train),
+        evaluate_teachers=False,
+        loss=dict(signal="group_advantage", surrogate="clipped", updates_per_batch=2),
+        optimizer=dict(learning_rate=5e-4, schedule="linear", warmup_steps=5, b2=0.98))
+
+  def distilled(lam, reference, routed, **teachers):
+    return make(
+        configs.on_policy, sizes["cell"], student=dict(source="stage:base"),
+        reference=dict(source=reference), data=rows(routed=routed, train=train),
+        evaluate_teachers=False, loss=dict(signal="g_opd", lam=lam, surrogate="score_function"),
+        **teachers)
+
+  def sampled(routed, **teachers):
+    """SFT on as many responses of the teachers as the others sample of their own."""
+    return make(
+        configs.offline, sizes["cell"], student=dict(source="stage:base"),
+        data=rows(routed=routed, train=sizes["cell"] * sizes["rows"]),
+        batch=dict(tokens=120 * sizes["rows"], buckets=(120,), chunk=8 * sizes["rows"]), **teachers)
+
+  experts = {domain: f"expert_{domain}" for domain in DOMAINS}
+  measured = {domain: f"{name}_on_all" for domain, name in experts.items()}
+  merge = dict(teachers={domain: dict(source=f"stage:{name}") for domain, name in experts.items()})
+  strong = dict(teacher=dict(source="stage:teacher_after"))
+  stages = dict(
+      base=imitated("tiny:weak" if full else "tiny:student", sizes["base"]),
+      **{name: rewarded("stage:base", (domain,)) for domain, name in experts.items()},
+      **{measured[domain]: make(configs.evaluate, 0, student=dict(source=f"stage:{name}"),
+                                data=rows(train=train)) for domain, name in experts.items()},
+      teacher_before=imitated("tiny:teacher", sizes["strong"]),
+      teacher_after=rewarded("stage:teacher_before", DOMAINS))
+  methods = dict(
+      sft=sampled(True, **merge),
+      **{name: distilled(lam, "stage:base", True, **merge) for name, lam in LAMS.items()},
+      s2w_sft=sampled(False, **strong),
+      s2w_opd=distilled(1.0, "stage:base", False, **strong),
+      s2w_exopd=distilled(1.25, "stage:base", False, **strong),
+      s2w_exopd_rc=distilled(1.25, "stage:teacher_before", False, **strong))
+  seeds = dict(sft=5, **dict.fromkeys(LAMS, 3), s2w_sft=5) | dict.fromkeys(
+      ("opd", "exopd", "s2w_opd", "s2w_exopd", "s2w_exopd_rc"), 10)
+
+  def above(text, a, b, paper, **changes):
+    return dict(text=text, paper=paper, a=a, b=b, metric=mean, effect=0.02, **changes)
+
+  def best(text, a, paper, **changes):
+    return dict(text=text, paper=paper, kind="experts", a=a, experts=measured, base="base",
+                effect=0.01, **changes)
+
+  claims = dict(
+      merging=above("ExOPD >= OPD, merging experts", "exopd", "opd", "above OPD", primary=True),
+      experts=best("ExOPD's student beats every expert", "exopd", "beats every expert",
+                   primary=True),
+      experts_opd=best("OPD's student beats every expert", "opd", "(our addition)"),
+      opd_sft=above("OPD > SFT, merging experts", "opd", "sft", "above SFT"),
+      exopd_sft=above("ExOPD > SFT, merging experts", "exopd", "sft", "above SFT"),
+      s2w=above("ExOPD >= OPD, strong to weak", "s2w_exopd", "s2w_opd", "above OPD", primary=True),
+      correction=above("Reward correction helps, strong to weak", "s2w_exopd_rc", "s2w_exopd",
+                       "above plain ExOPD", primary=True),
+      s2w_sft=above("OPD > SFT, strong to weak", "s2w_opd", "s2w_sft", "above SFT"))
+  tuned = ("sft", "opd", "exopd", "s2w_sft", "s2w_opd", "s2w_exopd", "s2w_exopd_rc")
+  if form == "smoke":
+    tuned, methods = ("exopd",), {name: methods[name] for name in ("sft", "exopd")}
+    claims = {name: claims[name] for name in ("experts", "exopd_sft")}
+    stages = {name: stage for name, stage in stages.items() if not name.startswith("teacher")}
+  swept = {name: lam for name, lam in LAMS.items() if name in methods}
+  suffix = f":{form}" if form else ""
+  return configs.claims(
+      name="g_opd", title="G-OPD and ExOPD: on-policy distillation beyond the teacher",
+      about=ABOUT.format(domains=", ".join(DOMAINS), **sizes), notes=NOTES,
+      command=f"python -m opd_jax.main --config=configs/claims/g_opd.py{suffix} "
+              f"--workdir=runs/claims_g_opd{suffix.replace(':', '_')}",
+      results="results/g_opd" if full else "", table="RESULTS.md" if full else "",
+      stages=stages, methods=methods,
+      seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
+      tune=dict(methods=tuned, grid=(3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3), metric=mean,
+                follows={name: "exopd" for name in swept if name not in tuned}),
+      claims=claims,
+      sweeps=dict(lam=dict(
+          text="lam: from the reference through the teacher and beyond", parameter="lam",
+          paper="0 pulls to the reference, 1 is OPD, above 1 extrapolates",
+          points=tuple(swept.values()), methods=tuple(swept),
+          metrics=(mean, "eval/length", "student/entropy"))))

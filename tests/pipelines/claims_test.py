@@ -1,0 +1,280 @@
+"""Cells run once, again when what they rest on has changed, and a failure stops no other."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+
+from opd_jax import config as configs
+from opd_jax import progress
+from opd_jax.pipelines import claims, crew, measured
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def load(name, form):
+  spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/claims/{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(form)
+
+
+def asking(source="tiny:student", **changes):
+  """A method that only evaluates, in a second or two."""
+  return configs.evaluate(**(dict(
+      student=dict(source=source), writers=("jsonl",),
+      data=dict(builder_kw=dict(train=1, test=8, mix=dict(plain=1.0))),
+      rollout=dict(max_prompt=40, max_response=8),
+      eval=dict(prompts=4, samples=2, ks=(1,), batch=4)) | changes))
+
+
+def small(methods, seeds=(0,), **changes):
+  return configs.claims(
+      name="small", title="Small", workers=1, methods=methods,
+      seeds={name: seeds for name in methods}, tune=dict(metric="eval/mean@2"), **changes)
+
+
+def run(config, workdir):
+  """Runs the cells; returns the names of those that were run, and all that was said."""
+  configs.validate(config)
+  names, notes, give = [], [], crew.Worker.give
+
+  def spy(worker, section, folder):
+    names.append(os.path.relpath(folder, workdir))
+    give(worker, section, folder)
+
+  with mock.patch.object(crew.Worker, "give", spy), \
+       mock.patch.object(progress, "note", notes.append):
+    try:
+      claims.run(config, workdir)
+    except ChildProcessError as error:
+      notes.append(str(error))
+  return names, "\n".join(notes)
+
+
+def running(process):
+  try:
+    return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def cells(workdir):
+  folder = pathlib.Path(workdir, "results")
+  return {str(path.relative_to(folder)).removesuffix(".json"): json.loads(path.read_text())
+          for path in folder.rglob("*.json")}
+
+
+class ClaimsTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
+    # Nearly all of the time is XLA's: it is asked for quick code, and to keep it, where main does.
+    before = jax.config.jax_compilation_cache_dir
+    cls.addClassCleanup(jax.config.update, "jax_compilation_cache_dir", before)
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
+    cls.enterClassContext(mock.patch.dict(os.environ, XLA_FLAGS=" ".join((
+        os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true"))))
+    cls.config = load("g_opd", "smoke")
+    cls.names, cls.notes = run(cls.config, cls.workdir)
+
+  def test_1_stages_then_tuning_then_every_method_seed_by_seed(self):
+    self.assertNotIn("failed", self.notes)
+    stages = [name for name in self.names if name.startswith("stages/")]
+    self.assertEqual(self.names[0], "stages/base")
+    self.assertCountEqual(stages, [f"stages/{name}" for name in self.config.stages])
+    tuned = [name for name in self.names if name.startswith("tune/")]
+    self.assertCountEqual(tuned, ["tune/exopd-0.001-s1000", "tune/exopd-0.003-s1000"])
+    methods = [name for name in self.names if name.startswith("methods/")]
+    self.assertEqual([name[-1] for name in methods], list("0011"))
+    found = cells(self.workdir)
+    self.assertCountEqual(found, self.names)
+    self.assertCountEqual(self.names, set(self.names))
+    scores = {value: found[f"tune/exopd-{value:g}-s1000"]["metrics"]["eval/mean@2"]
+              for value in (1e-3, 3e-3)}
+    best = max(sorted(scores), key=scores.get)
+    for name in ("methods/exopd-s0", "methods/exopd-s1"):
+      self.assertEqual((found[name]["value"], found[name]["config"]["optimizer"]["learning_rate"]),
+                       (best, best))
+    self.assertEqual(found["methods/exopd-s1"]["config"]["seed"], 1)
+
+  def test_2_a_cell_says_what_it_cost_and_what_it_rests_on(self):
+    found = cells(self.workdir)
+    cell, sft = found["methods/exopd-s0"], found["methods/sft-s0"]
+    self.assertEqual((cell["updates"], cell["rows"], sft["updates"], sft["rows"]), (2, 4, 2, 4))
+    lines = [json.loads(line) for line in pathlib.Path(
+        self.workdir, "methods/exopd-s0/metrics.jsonl").read_text().splitlines()]
+    lengths = [line["rollout/length"] for line in lines if "rollout/length" in line]
+    self.assertEqual(cell["student_tokens"], round(4 * sum(lengths)))
+    self.assertEqual((cell["teacher_tokens"], sft["student_tokens"]), (0, 0))
+    self.assertGreater(sft["teacher_tokens"], 20)
+    self.assertEqual(cell["identity"]["models"].keys(),
+                     {"stage:base", *(f"stage:{name}" for name in ("expert_one_digit",
+                                                                   "expert_two_digits"))})
+    self.assertEqual(cell["identity"]["models"]["stage:base"], found["stages/base"]["params"])
+    self.assertEqual(cell["identity"]["jax"], jax.__version__)
+    self.assertEqual(cell["identity"]["code"], found["methods/exopd-s1"]["identity"]["code"])
+    self.assertNotEqual(cell["identity"]["code"], sft["identity"]["code"])
+    self.assertContainsSubset({"eval/mean@2", "eval/length", "domain/one_digit", "student/entropy",
+                               "domain/two_digits", "gain/mean@2", "curve/area"}, cell["metrics"])
+    self.assertEqual([step for step, _ in cell["curve"]], [0, 2])
+    records = json.loads(pathlib.Path(
+        self.workdir, "methods/exopd-s0/eval/step_000002.json").read_text())["records"]
+    self.assertEqual(measured.by_domain(records).items() - cell["metrics"].items(), set())
+
+  def test_3_the_tables_are_of_these_cells_and_in_the_workdir(self):
+    text = pathlib.Path(self.workdir, "RESULTS.md").read_text()
+    self.assertIn("configs/claims/g_opd.py:smoke", text)
+    self.assertIn(f"From {len(self.names)} cells", text)
+    for word in ("ExOPD > SFT, merging experts", "### `exopd` and each expert on its own domain",
+                 "### Tuning of `optimizer.learning_rate`", "| rank correlation |",
+                 "teacher tokens"):
+      self.assertIn(word, text)
+    self.assertNotIn("Not finished", text)
+    self.assertFalse((ROOT / "results/g_opd/methods").exists() and
+                     any((ROOT / "results/g_opd").rglob("*.tmp")))
+
+  def test_4_a_finished_sitting_runs_nothing_again(self):
+    before = cells(self.workdir)
+    names, notes = run(self.config, self.workdir)
+    self.assertEqual(names, [])
+    self.assertEqual(cells(self.workdir), before)
+    self.assertIn(f"{len(before)} of {len(before)} cells", notes)
+
+  def test_5_what_has_changed_runs_again_and_a_failure_stops_no_other(self):
+    config = self.config.copy_and_resolve_references()
+    config.methods.sft.eval.seed = 2            # stale: its two cells
+    config.methods.exopd.rollout.max_prompt = 1  # no prompt fits: its tuning fails at the start
+    pathlib.Path(self.workdir, "stages/expert_one_digit/export/model.safetensors").unlink()
+    before = cells(self.workdir)
+    names, notes = run(config, self.workdir)
+    # The expert's weights are wanted, so it runs again; it comes out as it was, bit for bit.
+    stale, tuned = ["methods/sft-s0", "methods/sft-s1"], "tune/exopd-0.001-s1000"
+    self.assertCountEqual(
+        names, ["stages/expert_one_digit", tuned, "tune/exopd-0.003-s1000", *stale])
+    self.assertRegex(notes, rf"2 cells failed: {tuned} \(ValueError: .*{tuned}/log.txt")
+    self.assertIn("ValueError", pathlib.Path(self.workdir, tuned, "log.txt").read_text())
+    after = cells(self.workdir)
+    self.assertEqual(
+        {name for name in after if after[name]["identity"] != before[name]["identity"]}, set(stale))
+    # Those that are stale and could not run again are no part of the tables.
+    text = pathlib.Path(self.workdir, "RESULTS.md").read_text()
+    self.assertIn("**Not finished**: 4 cells are open", text)
+    self.assertIn(f"From {len(after) - 4} cells", text)
+
+
+class SittingTest(parameterized.TestCase):
+
+  def test_a_process_that_dies_fails_its_cell_alone_and_sigterm_ends_a_sitting(self):
+    workdir, give = self.create_tempdir().full_path, crew.Worker.give
+    methods = dict(one=asking(), two=asking())
+
+    def deadly(worker, section, folder):
+      give(worker, section, folder)
+      if folder.endswith("one-s0"):
+        worker._process.kill()
+      if folder.endswith("one-s1"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with mock.patch.object(crew.Worker, "give", deadly):
+      names, notes = run(small(methods, (0, 1)), workdir)
+    self.assertEqual(names, ["methods/one-s0", "methods/two-s0", "methods/one-s1"])
+    self.assertIn("1 cells failed: methods/one-s0 (its process died (exit code -9)", notes)
+    found = cells(workdir).keys() - {"methods/one-s1"}  # this may have been fast enough
+    self.assertEqual(found, {"methods/two-s0"})
+    self.assertRegex(notes, "open, for the same command to go on with: methods/one-s0, .*two-s1")
+    self.assertIn("**Not finished**", pathlib.Path(workdir, "RESULTS.md").read_text())
+
+  def test_no_cell_begins_when_the_time_is_up(self):
+    with mock.patch.object(crew, "Worker", autospec=True) as worker:
+      worker.return_value.take.return_value = dict(device="cpu", jax="0", cpu="")
+      _, notes = run(small(dict(one=asking()), minutes=0), self.create_tempdir().full_path)
+    worker.return_value.give.assert_not_called()
+    self.assertIn("0 of 1 cells", notes)
+
+  def test_a_killed_sitting_leaves_whole_cells_and_no_process(self):
+    workdir = self.create_tempdir().full_path
+    code = ("import sys; sys.path[:0] = ['.', 'tests/pipelines']\n"
+            "import claims_test as t\n"
+            "if __name__ == '__main__':\n"
+            f"  t.claims.run(t.small(dict(one=t.asking()), tuple(range(50))), {workdir!r})")
+    script = self.create_tempfile("sitting.py", code).full_path
+    process = subprocess.Popen([sys.executable, script], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    for _ in range(1200):
+      if list(pathlib.Path(workdir).glob("results/methods/*.json")):
+        break
+      self.assertIsNone(process.poll(), "the sitting ended early")
+      time.sleep(0.1)
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    self.assertNotEmpty(children)
+    process.kill()
+    process.communicate()
+    found = cells(workdir)  # each is read as JSON
+    self.assertBetween(len(found), 1, 49)
+    for _ in range(100):
+      if not any(map(running, children)):
+        break
+      time.sleep(0.1)
+    else:
+      self.fail("a worker has outlived its sitting")
+
+  def test_a_run_that_diverges_is_a_result(self):
+    config = configs.on_policy(total_steps=4, log_every=1)
+    lines = [{"step": i, "rollout/length": 10.0} for i in (1, 2)]
+    with mock.patch.object(measured.writer, "read", return_value=lines):
+      found = measured.diverged(config, "/none", "update 3: the loss is nan")
+    self.assertEqual((found["updates"], found["student_tokens"], found["metrics"]), (2, 1280, {}))
+
+  @parameterized.parameters(
+      (dict(seeds=dict(one=())), "seeds.one is missing"),
+      (dict(seeds=dict(one=(1000,))), r"seeds.one and tune.seeds share \[1000\]"),
+      (dict(name="two words"), "name is 'two words'"),
+      (dict(methods=dict(one=asking("stage:base"))), "methods.one names 'base'; there is nothing"),
+      (dict(stages=dict(a=asking(), b=asking("stage:a"))), "stages.b names 'a'; there is nothing"),
+      (dict(tune=dict(methods=("one",))), "methods.one is tuned, but has no key optimizer.learn"),
+      (dict(tune=dict(follows=dict(two="one"))), "tune.follows names 'two'; there is one"),
+      (dict(methods=dict(one=configs.on_policy())), "log_every=10; tokens are counted"),
+      (dict(claims=dict(x=dict(a="one", b="two", effect=1))), "claims.x.b names 'two'; there is"),
+      (dict(claims=dict(x=dict(a="one", b="one"))), "claims.x has neither an effect nor a margin"),
+      (dict(claims=dict(x=dict(a="one", kind="ratio"))), "claims.x.kind names 'ratio'"),
+      (dict(sweeps=dict(x=dict(points=(2.0, 1.0), methods=("one", "one")))), "must be ascending"),
+  )
+  def test_a_config_that_names_what_there_is_not_is_refused_at_once(self, changes, message):
+    config = configs.claims(**(dict(
+        name="small", methods=dict(one=asking()), seeds=dict(one=(0,))) | changes))
+    with mock.patch.object(crew, "Worker") as worker:
+      with self.assertRaisesRegex(ValueError, message):
+        claims.run(config, self.create_tempdir().full_path)
+    worker.assert_not_called()
+
+  @parameterized.product(name=("g_opd", "iw_opd"), form=("", "quick", "smoke"))
+  def test_the_configs_are_sound(self, name, form):
+    config = load(name, form)
+    configs.validate(config)
+    claims.check(config)
+    if not form:
+      self.assertEqual((config.results, config.table), (f"results/{name}", "RESULTS.md"))
+      self.assertLessEqual(sum(claim.primary for claim in config.claims.values()), 4)
+      for claim in config.claims.values():
+        if claim.primary:
+          self.assertLen(config.seeds[claim.a], 10)
+    else:
+      self.assertEqual((config.results, config.table), ("", ""))
+
+
+if __name__ == "__main__":
+  absltest.main()
