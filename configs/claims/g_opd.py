@@ -17,7 +17,7 @@ from opd_jax import config as configs
 DOMAINS = ("chain", "sort", "count")
 
 
-def rows(domains=DOMAINS, routed=True, train=20_000):
+def rows(domains, routed=True, train=20_000):
   """Training rows of some domains, and held-out ones of the same.
 
   Args:
@@ -52,6 +52,7 @@ over it is that of the student's seeds."""
 def get_config(arg=""):
   form = configs.form(arg, "", "quick", "smoke")
   full, sizes = form == "", SIZES[form]
+  domains = DOMAINS[:2] if form == "smoke" else DOMAINS
   train, mean = 20_000 if full else 64, f"eval/mean@{sizes['samples']}"
 
   def make(kind, steps, prompts=sizes["rows"], group=1, **changes):
@@ -72,7 +73,7 @@ def get_config(arg=""):
     """A model stopped in the middle of learning from worked solutions."""
     return make(
         configs.offline, steps, export=True, student=dict(source=source),
-        data=rows(train=50_000 if full else 64),
+        data=rows(domains, train=50_000 if full else 64),
         batch=dict(tokens=6144 if full else 480, buckets=(96, 128) if full else (120,),
                    chunk=2048 if full else 32),
         optimizer=dict(learning_rate=1e-3, warmup_steps=20, b2=0.98))
@@ -89,7 +90,7 @@ def get_config(arg=""):
   def distilled(lam, reference, routed, **teachers):
     return make(
         configs.on_policy, sizes["cell"], student=dict(source="stage:base"),
-        reference=dict(source=reference), data=rows(routed=routed, train=train),
+        reference=dict(source=reference), data=rows(domains, routed=routed, train=train),
         evaluate_teachers=False, loss=dict(signal="g_opd", lam=lam, surrogate="score_function"),
         **teachers)
 
@@ -97,20 +98,25 @@ def get_config(arg=""):
     """SFT on as many responses of the teachers as the others sample of their own."""
     return make(
         configs.offline, sizes["cell"], student=dict(source="stage:base"),
-        data=rows(routed=routed, train=sizes["cell"] * sizes["rows"]),
+        data=rows(domains, routed=routed, train=sizes["cell"] * sizes["rows"]),
         batch=dict(tokens=120 * sizes["rows"], buckets=(120,), chunk=8 * sizes["rows"]), **teachers)
 
-  experts = {domain: f"expert_{domain}" for domain in DOMAINS}
+  def evaluated(**student):
+    return make(configs.evaluate, 0, student=student, data=rows(domains, train=train))
+
+  experts = {domain: f"expert_{domain}" for domain in domains}
   measured = {domain: f"{name}_on_all" for domain, name in experts.items()}
+  beyond = {domain: f"{name}_expo" for domain, name in experts.items()}
   merge = dict(teachers={domain: dict(source=f"stage:{name}") for domain, name in experts.items()})
   strong = dict(teacher=dict(source="stage:teacher_after"))
   stages = dict(
       base=imitated("tiny:weak" if full else "tiny:student", sizes["base"]),
       **{name: rewarded("stage:base", (domain,)) for domain, name in experts.items()},
-      **{measured[domain]: make(configs.evaluate, 0, student=dict(source=f"stage:{name}"),
-                                data=rows(train=train)) for domain, name in experts.items()},
+      **{measured[domain]: evaluated(source=f"stage:{name}") for domain, name in experts.items()},
+      **{beyond[domain]: evaluated(source=f"stage:{name}", base="stage:base", alpha=1.25)
+         for domain, name in experts.items()},
       teacher_before=imitated("tiny:teacher", sizes["strong"]),
-      teacher_after=rewarded("stage:teacher_before", DOMAINS))
+      teacher_after=rewarded("stage:teacher_before", domains))
   methods = dict(
       sft=sampled(True, **merge),
       **{name: distilled(lam, "stage:base", True, **merge) for name, lam in LAMS.items()},
@@ -133,29 +139,33 @@ def get_config(arg=""):
       experts=best("ExOPD's student beats every expert", "exopd", "beats every expert",
                    primary=True),
       experts_opd=best("OPD's student beats every expert", "opd", "(our addition)"),
+      expo=dict(text="ExOPD's student beats every expert's ExPO (weights extrapolated, a = 1.25)",
+                paper="(a baseline)", kind="experts", a="exopd", experts=beyond, base="base",
+                effect=0.01),
       opd_sft=above("OPD > SFT, merging experts", "opd", "sft", "above SFT"),
       exopd_sft=above("ExOPD > SFT, merging experts", "exopd", "sft", "above SFT"),
       s2w=above("ExOPD >= OPD, strong to weak", "s2w_exopd", "s2w_opd", "above OPD", primary=True),
       correction=above("Reward correction helps, strong to weak", "s2w_exopd_rc", "s2w_exopd",
                        "above plain ExOPD", primary=True),
       s2w_sft=above("OPD > SFT, strong to weak", "s2w_opd", "s2w_sft", "above SFT"))
-  tuned = ("sft", "opd", "exopd", "s2w_sft", "s2w_opd", "s2w_exopd", "s2w_exopd_rc")
+  tuned = ("sft", "opd", "exopd", "s2w_opd", "s2w_exopd", "s2w_exopd_rc")
   if form == "smoke":
     tuned, methods = ("exopd",), {name: methods[name] for name in ("sft", "exopd")}
-    claims = {name: claims[name] for name in ("experts", "exopd_sft")}
+    claims = {name: claims[name] for name in ("experts", "expo", "exopd_sft")}
     stages = {name: stage for name, stage in stages.items() if not name.startswith("teacher")}
   swept = {name: lam for name, lam in LAMS.items() if name in methods}
   suffix = f":{form}" if form else ""
   return configs.claims(
       name="g_opd", title="G-OPD and ExOPD: on-policy distillation beyond the teacher",
-      about=ABOUT.format(domains=", ".join(DOMAINS), **sizes), notes=NOTES,
+      about=ABOUT.format(domains=", ".join(domains), **sizes), notes=NOTES,
       command=f"python -m opd_jax.main --config=configs/claims/g_opd.py{suffix} "
               f"--workdir=runs/claims_g_opd{suffix.replace(':', '_')}",
       results="results/g_opd" if full else "", table="RESULTS.md" if full else "",
       stages=stages, methods=methods,
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
-      tune=dict(methods=tuned, grid=(3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3), metric=mean,
-                follows={name: "exopd" for name in swept if name not in tuned}),
+      tune=dict(methods=tuned, grid=(1e-3, 3e-3, 1e-2) if full else (1e-3, 3e-3), metric=mean,
+                follows=dict({name: "exopd" for name in swept if name not in tuned},
+                             **({"s2w_sft": "sft"} if "s2w_sft" in methods else {}))),
       claims=claims,
       sweeps=dict(lam=dict(
           text="lam: from the reference through the teacher and beyond", parameter="lam",

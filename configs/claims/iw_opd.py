@@ -95,6 +95,7 @@ def get_config(arg=""):
           metric=f"eval/{mean}", paper="(our addition)", effect=0.04))
   names = ("opd", "iw_opd", "suffix30") if smoke else tuple(METHODS)
   primary = ("opd", "iw_opd", "iw_opd_unit_mean")
+  tuned = ("opd",) if smoke else primary
   return configs.claims(
       name="iw_opd", title="IW-OPD: tokens before the drift count more",
       about=ABOUT.format(prompts=prompts, samples=samples, **sizes), notes=NOTES,
@@ -104,9 +105,7 @@ def get_config(arg=""):
       results="results/iw_opd" if full else "", table="RESULTS.md" if full else "",
       methods={name: method(**METHODS[name]) for name in names},
       seeds={name: tuple(range((10 if name in primary else 5) if full else 2)) for name in names},
-      tune=dict(methods=("opd",) if smoke else primary,
-                grid=(3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3), metric=f"eval/{mean}",
-                follows={name: "opd" for name in names if name == "iw_opd" and smoke
-                         or name not in primary}),
+      tune=dict(methods=tuned, grid=(1e-3, 3e-3, 1e-2) if full else (1e-3, 3e-3),
+                metric=f"eval/{mean}", follows={name: "opd" for name in names if name not in tuned}),
       claims={name: claim for name, claim in claims.items()
               if {claim["a"], claim["b"]} <= set(names)})

@@ -121,14 +121,14 @@ class ClaimsTest(absltest.TestCase):
     self.assertEqual((cell["teacher_tokens"], sft["student_tokens"]), (0, 0))
     self.assertGreater(sft["teacher_tokens"], 20)
     self.assertEqual(cell["identity"]["models"].keys(),
-                     {"stage:base", *(f"stage:{name}" for name in ("expert_one_digit",
-                                                                   "expert_two_digits"))})
+                     {"stage:base", *(f"stage:{name}" for name in ("expert_chain",
+                                                                   "expert_sort"))})
     self.assertEqual(cell["identity"]["models"]["stage:base"], found["stages/base"]["params"])
     self.assertEqual(cell["identity"]["jax"], jax.__version__)
     self.assertEqual(cell["identity"]["code"], found["methods/exopd-s1"]["identity"]["code"])
     self.assertNotEqual(cell["identity"]["code"], sft["identity"]["code"])
-    self.assertContainsSubset({"eval/mean@2", "eval/length", "domain/one_digit", "student/entropy",
-                               "domain/two_digits", "gain/mean@2", "curve/area"}, cell["metrics"])
+    self.assertContainsSubset({"eval/mean@2", "eval/length", "domain/chain", "student/entropy",
+                               "domain/sort", "gain/mean@2", "curve/area"}, cell["metrics"])
     self.assertEqual([step for step, _ in cell["curve"]], [0, 2])
     records = json.loads(pathlib.Path(
         self.workdir, "methods/exopd-s0/eval/step_000002.json").read_text())["records"]
@@ -157,13 +157,13 @@ class ClaimsTest(absltest.TestCase):
     config = self.config.copy_and_resolve_references()
     config.methods.sft.eval.seed = 2            # stale: its two cells
     config.methods.exopd.rollout.max_prompt = 1  # no prompt fits: its tuning fails at the start
-    pathlib.Path(self.workdir, "stages/expert_one_digit/export/model.safetensors").unlink()
+    pathlib.Path(self.workdir, "stages/expert_chain/export/model.safetensors").unlink()
     before = cells(self.workdir)
     names, notes = run(config, self.workdir)
     # The expert's weights are wanted, so it runs again; it comes out as it was, bit for bit.
     stale, tuned = ["methods/sft-s0", "methods/sft-s1"], "tune/exopd-0.001-s1000"
     self.assertCountEqual(
-        names, ["stages/expert_one_digit", tuned, "tune/exopd-0.003-s1000", *stale])
+        names, ["stages/expert_chain", tuned, "tune/exopd-0.003-s1000", *stale])
     self.assertRegex(notes, rf"2 cells failed: {tuned} \(ValueError: .*{tuned}/log.txt")
     self.assertIn("ValueError", pathlib.Path(self.workdir, tuned, "log.txt").read_text())
     after = cells(self.workdir)
