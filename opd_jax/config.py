@@ -228,6 +228,22 @@ def _sweep() -> ConfigDict:
   ))
 
 
+def position_bias(**changes: Any) -> ConfigDict:
+  """Config of the study of position bias, and of its runs (pipelines/position_bias.py)."""
+  loss = on_policy().loss.to_dict()
+  del loss["weight"], loss["position"]  # what the runs differ in
+  return _changed(dict(
+      **_common(), **_training(),
+      pipeline="position_bias",
+      teacher=_policy("tiny:teacher"),
+      loss=ConfigDict(loss),         # of the runs
+      parts=(0.3, 0.5),              # first or last of a response; 1: all of it alone; (): no runs
+      after=_policy(""),             # the student once trained; "": by the run on all tokens
+      cuts=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),  # shares of a response that are kept
+      continuations=4,               # K, how often each model finishes what was kept
+  ), changes)
+
+
 def form(arg: str, *known: str) -> str:
   """The form of a config that `--config=file.py:form` asks for.
 
@@ -286,15 +302,18 @@ POSITIVE = (
     "total_steps", "log_every", "rollout.prompts", "rollout.group_size", "rollout.max_prompt",
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
-    "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers")
+    "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers",
+    "continuations")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
-    "loss.reference_kl", "loss.clipped.high", "minutes")
+    "loss.reference_kl", "loss.clipped.high", "minutes",
+    "after.drop_layers_every", "after.alpha")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets")
+SHARES = ("cuts", "parts")
 
 
 def validate(config: ConfigDict) -> None:
@@ -315,6 +334,9 @@ def validate(config: ConfigDict) -> None:
   for key in WHOLE_NUMBERS:
     _check(config, key, lambda x: all(type(item) is int and item >= 1 for item in x),
            "whole numbers, each at least 1")
+  for key in SHARES:
+    _check(config, key, lambda x: all(isinstance(item, (int, float)) and 0 < item <= 1
+                                      for item in x), "numbers, each above 0 and at most 1")
   if config.pipeline == "claims":
     for where in ("stages", "methods"):
       for name, section in config[where].items():
@@ -323,7 +345,7 @@ def validate(config: ConfigDict) -> None:
         except ValueError as error:
           raise ValueError(f"{where}.{name}: {error}") from error
     return
-  for who in ("student", "teacher", "reference"):
+  for who in ("student", "teacher", "reference", "after"):
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
                        f"{who}.base; name the source to extrapolate from, or leave it at 1")

@@ -99,7 +99,8 @@ def remember(config: Any, workdir: str) -> None:
 
 def _has_results(workdir: pathlib.Path) -> bool:
   lines = workdir / "metrics.jsonl"
-  return (any((workdir / "checkpoints").glob("[0-9]*"))
+  runs = "checkpoints/[0-9]*", "runs/*/checkpoints/[0-9]*"  # its own, those of a study
+  return (any(any(workdir.glob(pattern)) for pattern in runs)
           or lines.is_file() and lines.stat().st_size > 0)
 
 

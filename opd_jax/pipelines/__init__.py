@@ -10,6 +10,7 @@ PIPELINES = {
     "sft": "opd_jax.pipelines.offline",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",
+    "position_bias": "opd_jax.pipelines.position_bias",
     "claims": "opd_jax.pipelines.claims",
 }
 

@@ -142,6 +142,15 @@ def buckets(rollout: ml_collections.ConfigDict) -> tuple[int, ...]:
   return (*rollout.prompt_buckets, rollout.max_prompt)
 
 
+def settings(tokenizer: tokenizers.Tokenizer, rollout: ml_collections.ConfigDict,
+             sampling: Sampling) -> Settings:
+  """What the engine needs to know, from the `rollout` section."""
+  return Settings(
+      max_response=rollout.max_response, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
+      vocab_size=tokenizer.vocab_size, sampling=sampling, slots=rollout.slots,
+      chunk=rollout.decode_chunk, kv_dtype=rollout.kv_dtype, buckets=buckets(rollout))
+
+
 def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
                  rollout: ml_collections.ConfigDict,
                  sampling: Sampling) -> Callable[..., Batch]:
@@ -155,11 +164,7 @@ def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
     holds the longest, so that scoring and learning do not compute on padding.
   Raises: ValueError for settings that the engine does not know.
   """
-  generate = engine.make(model, Settings(
-      max_response=rollout.max_response, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
-      vocab_size=tokenizer.vocab_size, sampling=sampling, slots=rollout.slots,
-      chunk=rollout.decode_chunk, kv_dtype=rollout.kv_dtype, buckets=buckets(rollout)))
-
+  generate = engine.make(model, settings(tokenizer, rollout, sampling))
   widths = (*rollout.response_buckets, rollout.max_response)
 
   def sample(params: Any, batch: Batch, key: jax.Array,

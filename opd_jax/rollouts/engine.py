@@ -116,9 +116,10 @@ def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue
   """
   total, width = queue.prompt.shape
   count = min(settings.slots or total, total)
-  length = width + settings.max_response - 1  # of a row but its last token, not read again
-  # Rows that all began together are never longer than that; others take turns at being longest.
-  widest = length if total <= count else length + settings.chunk
+  columns = width + settings.max_response - 1  # of a row but its last token, not read again
+  length = settings.length or columns
+  # Rows that all began together are never wider than that; others take turns at being longest.
+  widest = columns if total <= count else columns + settings.chunk
   shape = total, settings.max_response
   out = Rollout(np.full(shape, settings.pad_id, np.int32), np.zeros(shape, bool),
                 np.zeros(shape, np.float32))

@@ -33,6 +33,7 @@ class Settings(NamedTuple):
   chunk: int = 16                  # decode steps between two looks at who has ended
   kv_dtype: str = ""               # "": the compute dtype; or "float32", "bfloat16", "int8"
   buckets: tuple[int, ...] = ()    # widths that prompts are padded to, besides the call's own
+  length: int = 0                  # of the sequences; 0: as wide as prompts and responses (rope.py)
 
 
 class Block(NamedTuple):

@@ -32,8 +32,8 @@ class SmokeTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     main.pick(config.pipeline).run(config, workdir)
     left = set(os.listdir(workdir))
-    if config.pipeline == "context_use":
-      self.assertContainsSubset({"context_use.json"}, left)
+    if config.pipeline in ("context_use", "position_bias"):
+      self.assertContainsSubset({f"{config.pipeline}.json"}, left)
       return
     self.assertContainsSubset({"metrics.jsonl", "eval", "samples", "tensorboard"}, left)
     if config.pipeline != "evaluate":

@@ -23,7 +23,8 @@ for name, config in dict(
     opd=configs.on_policy(rollout=dict(prompts=3, group_size=2)), opd_eval=configs.on_policy(**odd),
     sft=configs.offline(batch=dict(tokens=384, buckets=(96, 128))),
     sft_eval=configs.offline(batch=dict(tokens=768, buckets=(96,)), **odd),
-    evaluate=configs.evaluate(**odd), context_use=configs.context_use(**odd)).items():
+    evaluate=configs.evaluate(**odd), context_use=configs.context_use(**odd),
+    position_bias=configs.position_bias(**odd)).items():
   try:
     main.pick(config.pipeline).run(config, tempfile.mkdtemp())
   except ValueError as error:
@@ -56,7 +57,8 @@ class RowsTest(parameterized.TestCase):
         "sft": f"batch.tokens // bucket = 384 // 96 = 4 {ends}",
         "sft_eval": f"eval.batch x eval.samples = 3 {ends}",
         "evaluate": f"eval.batch x eval.samples = 3 {ends}",
-        "context_use": f"eval.batch = 3 {ends}"})
+        "context_use": f"eval.batch = 3 {ends}",
+        "position_bias": f"eval.batch x eval.samples = 3 {ends}"})
 
 
 if __name__ == "__main__":

@@ -229,6 +229,19 @@ class EngineTest(parameterized.TestCase):
                                   "at least 1 and at most max_response = 24"):
         generate(params, *prompts(9), KEY, np.array([least] * 8 + [most]))
 
+  def test_a_response_goes_on_from_any_prefix_as_part_of_the_same_sequence(self):
+    model, params = policy("phi3")  # its angles depend on the sequences' length
+    greedy = Sampling(temperature=0.0)
+    want, (prompt, mask) = plain("phi3", 9, 1, (2, 3, 4), greedy), prompts(9)
+    lengths = want.mask.sum(axis=1)
+    kept = np.minimum([0, 3, 9, 1, 15, 23, 6, 2, 12], lengths - 1)
+    rows = [[*p[m], *r[:n]] for p, m, r, n in zip(prompt, mask, want.response, kept)]
+    wide = WIDTH + T - 1  # also the length of the sequences, though not what this is padded to
+    generate = engine.make(model, settings(slots=4, sampling=greedy, buckets=(WIDTH,), length=wide))
+    got = generate(params, *batches.pad(rows, wide, 0, left=True), KEY, T - kept)
+    for n, length, whole, rest, real in zip(kept, lengths, want.response, got.response, got.mask):
+      np.testing.assert_array_equal(rest[real], whole[n:length])
+
   def test_a_rollout_that_sigterm_broke_off_is_drawn_again(self):
     model, params = policy()
     generate, asked = engine.make(model, settings(slots=4)), []
