@@ -66,7 +66,9 @@ def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collectio
   """Fills in what the loss needs of teachers and reference; no gradient.
 
   A token whose log-probability is not finite under its teacher or the reference (banned, or
-  missing from the vocabulary) teaches nothing: it keeps its place but carries no loss.
+  missing from the vocabulary) teaches nothing: it keeps its place but carries no loss. All are
+  asked in loss.micro_batches parts, as the student is updated: the activations of one part exist
+  at a time.
 
   Args:
     student, student_params: the student before the updates that this batch serves.
@@ -75,18 +77,21 @@ def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collectio
     config: the `loss` section.
     batch: a rollout.
   """
-  learn = batch.mask
-  if objective.asks_teacher(config):
-    answers = answered(models, params, config.surrogate in divergences.KINDS, batch)
-    learn &= jnp.isfinite(answers["teacher_logprobs"])
-    batch = batch.replace(**answers)
-  if anchor is not None:
-    reference, _ = scorer.logprobs(anchor, anchor_params, batch)
-    learn &= jnp.isfinite(reference)
-    batch = batch.replace(reference_logprobs=reference)
-  if objective.asks_old(config):
-    batch = batch.replace(old_logprobs=scorer.logprobs(student, student_params, batch)[0])
-  return batch.replace(learn=learn)
+  def part(batch):
+    learn = batch.mask
+    if objective.asks_teacher(config):
+      answers = answered(models, params, config.surrogate in divergences.KINDS, batch)
+      learn &= jnp.isfinite(answers["teacher_logprobs"])
+      batch = batch.replace(**answers)
+    if anchor is not None:
+      reference, _ = scorer.logprobs(anchor, anchor_params, batch)
+      learn &= jnp.isfinite(reference)
+      batch = batch.replace(reference_logprobs=reference)
+    if objective.asks_old(config):
+      batch = batch.replace(old_logprobs=scorer.logprobs(student, student_params, batch)[0])
+    return batch.replace(learn=learn)
+
+  return batches.in_parts(part, config.micro_batches, batch)
 
 
 def grade(config: ml_collections.ConfigDict, batch: Batch) -> Batch:

@@ -103,6 +103,19 @@ def join(parts: Any) -> Any:
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
+def in_parts(function: Callable[[Any], Any], count: int, rows: Any) -> Any:
+  """`function(rows)`, computed on one of `count` equal parts of the rows after the other.
+
+  So the intermediate arrays of one part exist at a time. For functions that see each row alone.
+
+  Args:
+    function: [B/count, ...] leaves -> [B/count, ...] leaves.
+    count: how many parts, as `split` deals them.
+    rows: [B, ...] leaves.
+  """
+  return function(rows) if count == 1 else join(jax.lax.map(function, split(rows, count)))
+
+
 def routed(functions: Sequence[Callable[[Any, Array], tuple[Any, Any]]], choice: Array | None,
            rows: Any) -> tuple[Any, Any]:
   """Every row through the one function that it chooses, and through no other.

@@ -1,6 +1,7 @@
 """The OPD family: who is asked, what is learned from the answer, and what is refused."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -107,6 +108,15 @@ class FamilyTest(parameterized.TestCase):
     scored = method.score(train_state.TrainState(0, method.student.params, None, None), batch)
     return scored if batch.reward is None else method.grade(scored)
 
+  def assert_same_answers(self, found, want, tolerance=1e-5):
+    np.testing.assert_array_equal(found.learn, want.learn)
+    for name in ("teacher_logprobs", "teacher_hidden", "reference_logprobs", "old_logprobs"):
+      a, b = getattr(found, name), getattr(want, name)
+      self.assertEqual(a is None, b is None, name)
+      if a is not None:
+        a, b = (np.asarray(x)[np.asarray(want.mask)] for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
+
 
 class SignalTest(FamilyTest):
 
@@ -183,6 +193,34 @@ class RoutingTest(FamilyTest):
     self.assertEqual(loader.teacher_id(dict(id="a", teacher=""), ("strong",)), 0)
     self.assertEqual(loader.teacher_id(dict(id="a", teacher=""), ("",)), 0)
     self.assertEqual(loader.teacher_id(dict(id="a", teacher="poor"), ("strong", "poor")), 1)
+
+
+class PartsTest(FamilyTest):
+
+  @parameterized.parameters(
+      dict(signal="g_opd", lam=1.5, surrogate="clipped", updates_per_batch=2),
+      dict(surrogate="reverse_kl"))
+  def test_the_number_of_micro_batches_changes_no_answer(self, **loss):
+    ids = np.array([1, 0, 0, 1, 1, 1, 0, 1], np.int32)
+    batch = jax.tree.map(lambda *x: np.concatenate(x), ragged(), ragged()).replace(
+        teacher_id=np.tile(ids, 2))
+    reference = dict(source="tiny:weak" if "signal" in loss else "")
+    for who in (dict(teacher=dict(source="tiny:teacher")), dict(teachers=TWO)):
+      found = [self.score(self.build(tiny(reference=reference, loss=dict(
+          micro_batches=count, **loss), **who)), batch) for count in (1, 2, 8)]
+      for other in found[1:]:
+        self.assert_same_answers(other, found[0])
+
+  def test_parts_take_less_memory_than_the_whole(self):
+    config, whole = tiny(), ragged()
+    policy = policies.load(config.teacher, config.model, keys.root(0), self.mesh)
+    batch = jax.tree.map(lambda x: np.tile(x, (8, 4)), whole)  # 64 rows of 64 tokens
+    taken = []
+    for config.loss.micro_batches in (1, 8):
+      ask = jax.jit(functools.partial(opd.score, policy.model, (policy.model,), None, config.loss))
+      compiled = ask.lower(policy.params, (policy.params,), None, batch).compile()
+      taken.append(compiled.memory_analysis().temp_size_in_bytes)
+    self.assertLess(taken[1], taken[0] / 4)
 
 
 class GRPOTest(FamilyTest):
