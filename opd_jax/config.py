@@ -106,6 +106,8 @@ def on_policy(**changes: Any) -> ConfigDict:
       teacher=_policy("" if changes.get("teachers") else "tiny:teacher"),
       teachers=ConfigDict(),         # name -> a section like `teacher`
       reference=_policy(""),         # "": none; the student's own source: its initial weights
+      teacher_memory="device",       # or "host": teachers and reference wait there, and one at a
+                                     # time is on the device
       student_share=1.0,             # of the batches: its own responses; the others: the data's
       evaluate_teachers=True,        # at the end, for the table
       loss=ConfigDict(dict(
@@ -326,6 +328,7 @@ def validate(config: ConfigDict) -> None:
   for key in NOT_NEGATIVE:
     _check(config, key, lambda x: x >= 0, "0 or more")
   _check(config, "student_share", lambda x: 0 <= x <= 1, "at least 0 and at most 1")
+  _check(config, "teacher_memory", lambda x: x in ("device", "host"), "'device' or 'host'")
   for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction"):
     _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
   for key in ("ema.rate", "loss.clipped.low"):

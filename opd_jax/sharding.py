@@ -25,6 +25,8 @@ RULES: dict[str, str | None] = {
     "layers": None,
 }
 
+HOST = "pinned_host"  # what JAX calls the memory of a host from which its devices copy
+
 
 def make_mesh(data: int = -1, model: int = 1, devices: Any = None) -> Mesh:
   """A `data` x `model` mesh over all devices.
@@ -106,6 +108,27 @@ def of_batch(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def to_host(tree: Any) -> Any:
+  """The same arrays, laid out the same, in the memory of the hosts of their devices.
+
+  Raises: ValueError on a backend without such memory.
+  """
+  device = jax.local_devices()[0]
+  kinds = [memory.kind for memory in device.addressable_memories()]
+  if HOST not in kinds:
+    raise ValueError(f"arrays cannot wait in host memory here: {device.platform} has no memory "
+                     f"{HOST!r}, only {', '.join(kinds)}; set teacher_memory='device'")
+  return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind(HOST), tree))
+
+
+def to_device(tree: Any) -> Any:
+  """The same arrays in their devices' memory; those that are there are returned as they are."""
+  kind = jax.local_devices()[0].default_memory().kind
+  layout = lambda x: (x.sharding.with_memory_kind(kind) if x.sharding.memory_kind == HOST
+                      else x.sharding)
+  return jax.device_put(tree, jax.tree.map(layout, tree))
 
 
 def unboxed(boxed: Any) -> Any:

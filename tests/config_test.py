@@ -35,6 +35,7 @@ class ConfigTest(parameterized.TestCase):
         (dict(rollout=dict(prompt_buckets=(99,))), r"prompt_buckets \(99,\) must not exceed"),
         (dict(rollout=dict(response_buckets=(99,))), r"response_buckets \(99,\) must not exceed"),
         (dict(student=dict(alpha=1.5)), "student.alpha is 1.5, .* without student.base"),
+        (dict(teacher_memory="disk"), "teacher_memory is .disk.; it must be .device. or .host."),
         (dict(eval=dict(ks=(16,))), "eval.samples >= 16"),
         (dict(checkpoint=dict(best_metric="eval/nonsense")),
          "best_metric is 'eval/nonsense'; .* one of eval/mean@8, eval/pass@1, eval/pass@8, "

@@ -23,8 +23,18 @@ TINY = pathlib.Path(__file__).parents[1] / "tiny"
 
 class Loaded(NamedTuple):
   config: ModelConfig
-  params: Any                 # the plain nested dict that goes under {"params": ...}
+  params: Any                 # the plain nested dict under {"params": ...}; None in an outline
   tokenizer_folder: str       # "" if the source brings none
+
+
+def outline(source: str, drop_layers_every: int = 0) -> Loaded:
+  """What `load` gives, but for the parameters: nothing large is read."""
+  kind, _, name = source.partition(":")
+  if kind == "random":
+    _known(source, name, NAMED)
+    return _thinned(Loaded(NAMED[name], None, ""), drop_layers_every)
+  folder = _shape(name) if kind == "workdir" else _folder(source, kind, name)
+  return _thinned(Loaded(hf.load_config(folder), None, folder), drop_layers_every)
 
 
 def load(source: str, key: jax.Array, mesh: Mesh, drop_layers_every: int = 0) -> Loaded:
@@ -38,19 +48,21 @@ def load(source: str, key: jax.Array, mesh: Mesh, drop_layers_every: int = 0) ->
   Raises: ValueError for a source that does not exist, naming what would.
   """
   kind, _, name = source.partition(":")
+  found = outline(source)
   if kind == "random":
-    _known(source, name, NAMED)
-    found = Loaded(NAMED[name], build.init_params(NAMED[name], key, mesh), "")
+    params = build.init_params(found.config, key, mesh)
   elif kind == "workdir":
-    found = _workdir(name, mesh)
+    params = _restored(name, found.config, mesh)
   else:
-    folder = _folder(source, kind, name)
-    config = hf.load_config(folder)
-    found = Loaded(config, hf.import_hf(folder, config, mesh), folder)
-  if drop_layers_every:
-    params, config = surgery.drop_layers(found.params, found.config, drop_layers_every)
-    found = Loaded(config, params, found.tokenizer_folder)
-  return found
+    params = hf.import_hf(found.tokenizer_folder, found.config, mesh)
+  return _thinned(found._replace(params=params), drop_layers_every)
+
+
+def _thinned(found: Loaded, drop_layers_every: int) -> Loaded:
+  if not drop_layers_every:
+    return found
+  params, config = surgery.drop_layers(found.params, found.config, drop_layers_every)
+  return Loaded(config, params, found.tokenizer_folder)
 
 
 def _folder(source: str, kind: str, name: str) -> str:
@@ -72,15 +84,24 @@ def _known(source: str, name: str, names: Any) -> None:
                      f"{', '.join(names)}")
 
 
-def _workdir(folder: str, mesh: Mesh) -> Loaded:
-  """A run's own checkpoint: its shape lies beside it in `model/` (see pipelines/policy.py)."""
-  best, folder = folder.endswith("@best"), folder.removesuffix("@best")
-  folder = str(pathlib.Path(folder).expanduser())
+def _workdir(name: str) -> tuple[str, bool]:
+  """FOLDER or FOLDER@best -> the folder of a run, and whether its best checkpoint is meant."""
+  return str(pathlib.Path(name.removesuffix("@best")).expanduser()), name.endswith("@best")
+
+
+def _shape(name: str) -> str:
+  """Where a run has left its model's shape: beside its checkpoints (see pipelines/policy.py)."""
+  folder, _ = _workdir(name)
   shape = pathlib.Path(folder) / "model"
   if not (shape / "config.json").is_file():
     raise ValueError(f"{folder} is no workdir of a training run: it has no model/config.json")
-  config = hf.load_config(str(shape))
+  return str(shape)
+
+
+def _restored(name: str, config: ModelConfig, mesh: Mesh) -> Any:
+  """The parameters in a run's own checkpoint."""
   boxed = build.abstract_params(config)
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                       sharding.unboxed(boxed), sharding.of_params(boxed, mesh))
-  return Loaded(config, checkpoint.restore_params(folder, like, best), str(shape))
+  folder, best = _workdir(name)
+  return checkpoint.restore_params(folder, like, best)

@@ -13,7 +13,9 @@ from opd_jax.models.configs import ModelConfig
 
 
 def _rebuild(change: Any, params: Any, config: ModelConfig) -> Any:
-  """`change(params)`, laid out on the mesh of `params` as `config` wants it."""
+  """`change(params)`, laid out on the mesh of `params` as `config` wants it; None of None."""
+  if params is None:
+    return None
   layout = params["embedding"].sharding if isinstance(params["embedding"], jax.Array) else None
   if not isinstance(layout, NamedSharding):
     return jax.jit(change)(params)

@@ -245,7 +245,8 @@ def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Po
   for name, teacher in method.teachers.items() if config.evaluate_teachers else ():
     label = teachers.label(name)
     named[label] = label.replace(" ", "_")
-    evaluation.make(config, teacher, verify, mesh, workdir)(teacher.params, named[label])
+    evaluation.make(config, teacher, verify, mesh, workdir)(
+        sharding.to_device(teacher.params), named[label])
   results = {who: evaluation.read(workdir, name) for who, name in named.items()}
   columns = list(results["student after"])
   progress.table("held-out prompts", ["", *columns], [

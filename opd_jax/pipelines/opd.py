@@ -17,6 +17,7 @@ from jax import Array
 import jax.numpy as jnp
 import ml_collections
 
+from opd_jax import sharding
 from opd_jax.losses import divergences, fused, masked, policy_gradient, signals, weights
 from opd_jax.pipelines import objective, on_policy, teachers
 from opd_jax.pipelines import policy as policies
@@ -36,28 +37,37 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
   """Loads who is asked, checks that they speak the student's language, and picks the loss."""
   objective.check(config)
   teachers.check_names(config)
-  student, named, reference, notices = teachers.load(
-      config, student, objective.asks_reference(config.loss), mesh)
+  asked = teachers.outline(config, student, objective.asks_reference(config.loss))
+  objective.check_divergence(config.loss, min(
+      policy.model.config.vocab_size for policy in (asked.student, *asked.teachers.values())))
+  student, named, reference, notices = teachers.load(config, asked, mesh)
   models = tuple(teacher.model for teacher in named.values())
-  objective.check_divergence(
-      config.loss, min(model.config.vocab_size for model in (student.model, *models)))
   whose = teacher_params.frozen(tuple(teacher.params for teacher in named.values()))
   ask = jax.jit(functools.partial(
       score, student.model, models, reference and reference.model, config.loss))
   gap = jax.jit(functools.partial(reverse_kl, student.model, models))
+  each = teachers.MEMORY[config.teacher_memory]
+
+  def scored(state, batch):
+    learned = whose(state) if objective.asks_teacher(config.loss) else [None] * len(models)
+    return each(lambda batch, params: ask(state.params, params[:-1], params[-1], batch),
+                (*learned, reference and reference.params), batch)
+
   # Of a tied teacher the head is a transposed copy: made once, in the dtype it is used in, and
-  # only for a loss that reads it.
-  heads = (tuple(scorer.head(t.model, t.params).astype(t.model.dtype) for t in named.values())
+  # only for a loss that reads it. Heads stay on the device whatever teacher_memory says.
+  heads = (tuple(jax.block_until_ready(scorer.head(t.model, sharding.to_device(t.params))
+                                       .astype(t.model.dtype)) for t in named.values())
            if config.loss.surrogate in divergences.KINDS else None)
   return on_policy.Method(
       formula=objective.formula(config), notices=notices, student=student, teachers=named,
-      score=lambda state, batch: ask(
-          state.params, whose(state), reference and reference.params, batch),
+      score=scored,
       grade=(jax.jit(functools.partial(grade, config))
              if config.loss.signal == "group_advantage" else lambda batch: batch),
       constants=lambda state: heads,
       loss=functools.partial(loss, student.model, config.loss), describe=describe,
-      reverse_kl=(lambda students, batch: gap(students, whose(None), batch)) if named else None,
+      reverse_kl=(lambda students, batch: each(
+          lambda kl, params: kl + gap(students, params, batch), whose(None), 0.0))
+      if named else None,
   )
 
 
@@ -72,23 +82,25 @@ def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collectio
 
   Args:
     student, student_params: the student before the updates that this batch serves.
-    models, params: every teacher's; each scores its own rows.
+    models, params: every teacher's; each scores its own rows. None in the place of parameters:
+      this call does not ask that teacher.
     anchor, anchor_params: the reference's, or None.
     config: the `loss` section.
-    batch: a rollout.
+    batch: a rollout, with what other calls have filled in.
   """
   def part(batch):
-    learn = batch.mask
-    if objective.asks_teacher(config):
-      answers = answered(models, params, config.surrogate in divergences.KINDS, batch)
-      learn &= jnp.isfinite(answers["teacher_logprobs"])
-      batch = batch.replace(**answers)
-    if anchor is not None:
-      reference, _ = scorer.logprobs(anchor, anchor_params, batch)
-      learn &= jnp.isfinite(reference)
-      batch = batch.replace(reference_logprobs=reference)
-    if objective.asks_old(config):
+    if any(held is not None for held in params):
+      found = answered(models, params, config.surrogate in divergences.KINDS, batch)
+      if batch.teacher_logprobs is not None:  # of other teachers' rows, and 0 in these
+        found = {name: getattr(batch, name) + x for name, x in found.items()}
+      batch = batch.replace(**found)
+    if anchor_params is not None:
+      batch = batch.replace(reference_logprobs=scorer.logprobs(anchor, anchor_params, batch)[0])
+    if objective.asks_old(config) and batch.old_logprobs is None:
       batch = batch.replace(old_logprobs=scorer.logprobs(student, student_params, batch)[0])
+    learn = batch.mask
+    for logprobs in (batch.teacher_logprobs, batch.reference_logprobs):
+      learn = learn if logprobs is None else learn & jnp.isfinite(logprobs)
     return batch.replace(learn=learn)
 
   return batches.in_parts(part, config.micro_batches, batch)
@@ -108,7 +120,10 @@ def grade(config: ml_collections.ConfigDict, batch: Batch) -> Batch:
 
 def answered(models: Sequence[Any], params: Sequence[Any], states: bool,
              batch: Batch) -> dict[str, Array]:
-  """Each row's words from its own teacher: `teacher_logprobs`, with `states` `teacher_hidden`."""
+  """Each row's words from its own teacher: `teacher_logprobs`, with `states` `teacher_hidden`.
+
+  Rows of a teacher whose `params` are None have zeros.
+  """
   width = max(model.config.embed_dim for model in models)
 
   def one(model, params):
@@ -120,7 +135,15 @@ def answered(models: Sequence[Any], params: Sequence[Any], states: bool,
         wider = width - hidden.shape[2]
         found["teacher_hidden"] = jnp.pad(hidden, ((0, 0), (0, 0), (0, wider))) if wider else hidden
       return found, ()
-    return ask
+
+    def silent(batch, real):
+      shape = batch.response.shape
+      found = {"teacher_logprobs": jnp.zeros(shape, jnp.float32)}
+      if states:
+        found["teacher_hidden"] = jnp.zeros((*shape, width), model.dtype)
+      return found, ()
+
+    return silent if params is None else ask
 
   return batches.routed(list(map(one, models, params)), batch.teacher_id, batch)[0]
 
@@ -246,13 +269,16 @@ def reverse_kl(student: Any, models: Sequence[Any], student_params: Any,
                params: Sequence[Any], batch: Batch) -> Array:
   """Exact KL(student || teacher) over the vocabulary at every response token, f32[B, T].
 
-  Of several teachers (`models`, `params`) it is the one that `batch.teacher_id` says.
+  Of several teachers (`models`, `params`) it is the one that `batch.teacher_id` says; rows of one
+  whose parameters are None have 0.
   """
   states, head = scorer.hidden(student, student_params, batch), scorer.head(student, student_params)
 
   def one(model, params):
     def against(rows, real):
       states, batch = rows
+      if params is None:
+        return jnp.zeros(batch.mask.shape), ()
       return fused.fused_divergence(states, head, scorer.hidden(model, params, batch),
                                     scorer.head(model, params), batch.mask, "reverse_kl")[1], ()
     return against

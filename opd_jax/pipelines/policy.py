@@ -23,7 +23,7 @@ from opd_jax.rollouts.slots import Settings
 
 class Policy(NamedTuple):
   model: nn.Module
-  params: Any
+  params: Any  # None in an outline
   tokenizer: tokenizers.Tokenizer
 
 
@@ -45,6 +45,16 @@ def load(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict, k
     base = source.load(section.base, key, mesh, section.drop_layers_every)
     loaded = loaded._replace(params=surgery.extrapolate(
         loaded.params, loaded.config, base.params, base.config, section.alpha))
+  return _policy(loaded, section, model, tokenizer)
+
+
+def outline(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict) -> Policy:
+  """What `load` gives, but for the parameters: nothing large is read."""
+  return _policy(source.outline(section.source, section.drop_layers_every), section, model, None)
+
+
+def _policy(loaded: source.Loaded, section: ml_collections.ConfigDict,
+            model: ml_collections.ConfigDict, tokenizer: tokenizers.Tokenizer | None) -> Policy:
   if tokenizer is None:
     folder = section.tokenizer or loaded.tokenizer_folder
     if not folder:
@@ -82,21 +92,22 @@ def match(student: Policy,
           f"student.tokenizer to the {name}'s folder, or choose another {name}")
   sizes = lambda: [policy.model.config.vocab_size for policy in (student, *others.values())]
   before = sizes()
-
-  def cut(policy):
-    size = max(min(before), policy.tokenizer.vocab_size)
-    config = policy.model.config
-    if size == config.vocab_size:
-      return policy
-    params, config = surgery.slice_vocab(policy.params, config, size)
-    return policy._replace(model=policy.model.clone(config=config), params=params)
-
-  student, others = cut(student), {name: cut(other) for name, other in others.items()}
+  smallest = min(before)
+  fit = lambda policy: cut(policy, max(smallest, policy.tokenizer.vocab_size))
+  student, others = fit(student), {name: fit(other) for name, other in others.items()}
   if sizes() != before:
     named = (f"{size} ({name})" for size, name in zip(before, ("student", *others)))
     notices.append(f"vocabularies of {' and '.join(named)} ids are padded differently: cut to "
                    + " and ".join(map(str, sizes())))
   return student, others, list(dict.fromkeys(notices))
+
+
+def cut(policy: Policy, size: int) -> Policy:
+  """The policy without the ids from `size` on."""
+  if size == policy.model.config.vocab_size:
+    return policy
+  params, config = surgery.slice_vocab(policy.params, policy.model.config, size)
+  return policy._replace(model=policy.model.clone(config=config), params=params)
 
 
 def describe(policy: Policy, workdir: str) -> None:

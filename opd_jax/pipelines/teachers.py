@@ -1,15 +1,19 @@
 """Who is asked: the teachers and the reference of a config, and the teacher that each row names."""
 
+from collections.abc import Callable, Sequence
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 import ml_collections
 
-from opd_jax import keys
+from opd_jax import keys, sharding
 from opd_jax.data import builders, loader
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines.policy import Policy
+
+Ask = Callable[[Any, Sequence[Any]], Any]  # (carry, params) -> carry
 
 
 class Asked(NamedTuple):
@@ -31,18 +35,15 @@ def label(name: str) -> str:
   return f"teacher {name}".strip()
 
 
-def load(config: ml_collections.ConfigDict, student: Policy, reference: bool, mesh: Mesh) -> Asked:
-  """Loads every teacher, and the reference if it is needed.
-
-  A reference is drawn as the student was: of the same `random:` source it is its initial self.
+def outline(config: ml_collections.ConfigDict, student: Policy, reference: bool) -> Asked:
+  """Every teacher, and the reference if it is needed, without their parameters.
 
   Raises: ValueError if one does not speak the student's language, or takes too few tokens.
   """
-  root = keys.root(config.seed)
-  others = {label(name): policies.load(section, config.model, keys.at(root, "init", 1 + i), mesh)
-            for i, (name, section) in enumerate(sections(config).items())}
+  others = {label(name): policies.outline(section, config.model)
+            for name, section in sections(config).items()}
   if reference:
-    others["reference"] = policies.load(config.reference, config.model, keys.at(root, "init"), mesh)
+    others["reference"] = policies.outline(config.reference, config.model)
   for name, policy in others.items():
     policies.check_lengths(policy, name, config.rollout)
   student, others, notices = policies.match(student, others)
@@ -51,6 +52,61 @@ def load(config: ml_collections.ConfigDict, student: Policy, reference: bool, me
                    "for it")
   anchor = others.pop("reference", None)
   return Asked(student, dict(zip(sections(config), others.values())), anchor, notices)
+
+
+def load(config: ml_collections.ConfigDict, asked: Asked, mesh: Mesh) -> Asked:
+  """Those of an outline with their parameters, in the memory that teacher_memory says.
+
+  A reference is drawn as the student was: of the same `random:` source it is its initial self.
+  """
+  def whole(section, outlined, draw):
+    policy = load_one(config, section, outlined, draw, mesh)
+    if config.teacher_memory == "host":  # before the next one comes
+      policy = policy._replace(params=jax.block_until_ready(sharding.to_host(policy.params)))
+    return policy
+
+  named = {name: whole(section, asked.teachers[name], 1 + i)
+           for i, (name, section) in enumerate(sections(config).items())}
+  anchor = asked.reference and whole(config.reference, asked.reference, 0)
+  return asked._replace(teachers=named, reference=anchor)
+
+
+def load_one(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict,
+             outlined: Policy, draw: int, mesh: Mesh) -> Policy:
+  """One of an outline with its parameters, on the device.
+
+  Args:
+    section: its own.
+    draw: which weights of a `random:` source: 0 the student's, 1 + i those of teacher i.
+  """
+  key = keys.at(keys.root(config.seed), "init", draw)
+  policy = policies.load(section, config.model, key, mesh, outlined.tokenizer)
+  return policies.cut(policy, outlined.model.config.vocab_size)
+
+
+def at_once(function: Ask, params: Sequence[Any], carry: Any) -> Any:
+  """Asks everyone in one call of `function`: all parameters are on the device."""
+  return function(carry, params)
+
+
+def in_turn(function: Ask, params: Sequence[Any], carry: Any) -> Any:
+  """Asks one after another: parameters wait on the host, and one tree of them is on the device.
+
+  Args:
+    function: (carry, params) -> carry; each call has None in the place of all params but one.
+    params: trees in host memory; None for one who is not asked at all.
+    carry: what the first call is given.
+  Returns: the carry of the last call, computed.
+  """
+  for i in [i for i, held in enumerate(params) if held is not None] or [0]:
+    here = [None] * len(params)
+    here[i] = sharding.to_device(params[i])
+    carry = jax.block_until_ready(function(carry, tuple(here)))
+    del here  # before the next comes
+  return carry
+
+
+MEMORY = {"device": at_once, "host": in_turn}
 
 
 def check_names(config: ml_collections.ConfigDict) -> None:

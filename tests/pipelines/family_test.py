@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import json
 import math
@@ -221,6 +222,70 @@ class PartsTest(FamilyTest):
       compiled = ask.lower(policy.params, (policy.params,), None, batch).compile()
       taken.append(compiled.memory_analysis().temp_size_in_bytes)
     self.assertLess(taken[1], taken[0] / 4)
+
+
+class MemoryTest(FamilyTest):
+
+  THREE = dict(own=dict(source="tiny:student"), **TWO)
+  IDS = np.array([1, 0, 2, 1, 2, 2, 0, 1], np.int32)
+
+  @parameterized.parameters(
+      dict(signal="g_opd", lam=1.5, surrogate="clipped", updates_per_batch=2),
+      dict(surrogate="reverse_kl", micro_batches=2))
+  def test_teachers_asked_in_turn_give_the_same_answers_bit_for_bit(self, **loss):
+    reference = dict(source="tiny:weak" if "signal" in loss else "")
+    together, in_turn = (self.build(tiny(
+        teachers=self.THREE, teacher_memory=memory, reference=reference, loss=loss))
+                         for memory in ("device", "host"))
+    batch = ragged().replace(teacher_id=self.IDS)
+    want = self.score(together, batch)
+    self.assert_same_answers(self.score(in_turn, batch), want, tolerance=0)
+    params = together.student.params
+    np.testing.assert_array_equal(np.asarray(in_turn.reverse_kl(params, batch))[batch.mask],
+                                  np.asarray(together.reverse_kl(params, batch))[batch.mask])
+
+  def test_one_teacher_is_in_device_memory_at_a_time(self):
+    def on_device():
+      gc.collect()
+      return sum(x.nbytes for x in jax.live_arrays() if x.sharding.memory_kind != sharding.HOST)
+
+    found = []
+    def watched(move):
+      def moved(tree):
+        found.append(on_device() - before)
+        tree = jax.block_until_ready(move(tree))
+        found.append(on_device() - before)
+        return tree
+      return moved
+
+    config = tiny(teachers=self.THREE, teacher_memory="host", reference=dict(source="tiny:weak"),
+                  loss=dict(signal="g_opd", lam=1.5))
+    student = policies.load(config.student, config.model, keys.root(0), self.mesh)
+    largest = 4 * max(sum(x.size for x in jax.tree.leaves(policies.load(
+        section, config.model, keys.root(0), self.mesh).params))
+                      for section in config.teachers.values())
+    batch = ragged().replace(teacher_id=self.IDS)
+    before = on_device()
+    with mock.patch.object(sharding, "to_host", watched(sharding.to_host)), \
+         mock.patch.object(sharding, "to_device", watched(sharding.to_device)):
+      method = opd.build(config, student, self.mesh)
+      self.score(method, batch)
+      method.reverse_kl(student.params, batch)
+    self.assertLen(found, 2 * (4 + 4 + 3))  # three teachers and the reference, but at the end
+    room = 2**16  # for the batch
+    self.assertBetween(max(found), largest, largest + room)
+    for loaded in found[:8:2]:  # at the end of loading one, before it goes to the host
+      self.assertLess(loaded, largest + room)
+    for between in (*found[1:8:2], *found[8::2], on_device() - before):
+      self.assertLess(between, room)
+
+  def test_a_run_with_teachers_on_the_host_is_the_same_run(self):
+    (want, measured), (found, also) = (run(tiny(
+        teachers=TWO, data=dict(builder_kw=TO_TWO), loss=dict(surrogate="jsd"),
+        teacher_memory=memory), self.workdir()) for memory in ("device", "host"))
+    self.assertEqual(also, measured)
+    for name, value in want.items():
+      np.testing.assert_array_equal(found[name], value, name)
 
 
 class GRPOTest(FamilyTest):
