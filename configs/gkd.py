@@ -5,6 +5,7 @@
 With probability student_share (GKD's lambda) a batch has the student's own responses, else those
 of the data set. The divergence is loss.surrogate: "jsd" with loss.beta between the models' mixture
 weights, "forward_kl", "reverse_kl"; with loss.top_k over the most likely tokens alone.
+With loss.top_of="teacher" too, teacher_cache=DIR keeps the teacher's words on the data's responses.
 
 Forms: full (the default), the tiny models on 2 CPU cores; quick, seconds of the same; smoke, for
 the tests; paper, the models, batch and lengths of configs/opd.py:paper with the middle of the grid

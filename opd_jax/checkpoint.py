@@ -93,7 +93,17 @@ class Checkpoints:
 
 
 def restore_params(workdir: str, like: Any, best: bool = False) -> Any:
-  """A checkpoint's parameters alone, laid out as `like`: the newest, or the best.
+  """A checkpoint's parameters alone, laid out as `like`, as `chosen` finds it."""
+  abstract = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    found = checkpointer.restore(chosen(workdir, best), args=ocp.args.PyTreeRestore(
+        item=abstract, partial_restore=True,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)))
+  return found["params"]
+
+
+def chosen(workdir: str, best: bool = False) -> pathlib.Path:
+  """The folder of a checkpoint's training state: the newest, or the best.
 
   Raises: ValueError if the workdir holds no checkpoint, or no evaluated one to be the best.
   """
@@ -101,13 +111,7 @@ def restore_params(workdir: str, like: Any, best: bool = False) -> Any:
   steps = _steps(folder)
   if not steps:
     raise ValueError(f"no checkpoint in {folder}; name the workdir of a run that saved one")
-  step = best_step(workdir) if best else steps[-1]
-  abstract = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    found = checkpointer.restore(folder / str(step) / "state", args=ocp.args.PyTreeRestore(
-        item=abstract, partial_restore=True,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)))
-  return found["params"]
+  return folder / str(best_step(workdir) if best else steps[-1]) / "state"
 
 
 def best_step(workdir: str) -> int:

@@ -108,6 +108,8 @@ def on_policy(**changes: Any) -> ConfigDict:
       reference=_policy(""),         # "": none; the student's own source: its initial weights
       teacher_memory="device",       # or "host": teachers and reference wait there, and one at a
                                      # time is on the device
+      teacher_cache="",              # folder of what teachers say of the data's responses, made
+                                     # ahead of the first step; "": they are asked at every step
       student_share=1.0,             # of the batches: its own responses; the others: the data's
       evaluate_teachers=True,        # at the end, for the table
       loss=ConfigDict(dict(
@@ -378,7 +380,8 @@ def _check(config: ConfigDict, key: str, good: Callable[[Any], bool], wanted: st
 
 def _check_best(config: ConfigDict) -> None:
   section, samples, ks = config.checkpoint, config.eval.samples, config.eval.ks
-  compares = config.pipeline == "opd" and bool(config.teacher.source or config.teachers)
+  compares = config.pipeline == "opd" and bool(config.teacher.source or config.teachers) and not (
+      config.teacher_cache and config.student_share == 0.0)  # then no teacher is loaded
   known = [f"mean@{samples}", *(f"pass@{k}" for k in ks), "length", "truncated"]
   known = ["eval/" + name for name in known + ["reverse_kl"] * compares]
   if section.best_metric not in known:

@@ -62,6 +62,19 @@ def rows_in(bucket: int, tokens: int) -> int:
   return max(tokens // bucket, 1)
 
 
+class Numbered:
+  """A source whose rows know their place in it: `index`."""
+
+  def __init__(self, source: Any):
+    self._source = source
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Row:
+    return {**self._source[index], "index": index}
+
+
 class Batches:
   """Endless lists of rows; `state` / `restore` resume exactly, across epochs too.
 

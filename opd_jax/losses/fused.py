@@ -38,6 +38,13 @@ class _Divergence(NamedTuple):
   teacher: Readout
 
 
+class _Top(NamedTuple):
+  """What a teacher said of K tokens of each column, in the place of its states and head."""
+
+  ids: Array       # i32[B, t, k]
+  logprobs: Array  # f32[B, t, k]
+
+
 def _over_vocabulary(static: _Divergence, student: Side, teacher: Side, tiles: Tiles
                      ) -> tuple[Array, Slope]:
   """A divergence over all tokens: values [B, t], and its derivative in the student's logits.
@@ -134,10 +141,40 @@ def _over_top(static: _Divergence, student: Side, teacher: Side, tiles: Tiles
   turn = slice(None) if static.top_of == "student" else slice(None, None, -1)
   ids, logits, totals = _best(tiles, static.top_k, (student, teacher)[turn])
   p, q = (minus_infinity(z - total[..., None]) for z, total in zip(logits[turn], totals[turn]))
+  return _of_tokens(static, ids, p, q, totals[turn][0], tiles)
+
+
+def _over_given(static: _Divergence, student: Side, teacher: _Top, tiles: Tiles
+                ) -> tuple[Array, Slope]:
+  """The same over tokens that were chosen before, their log-probabilities q known."""
+  logits, total = _at(tiles, teacher.ids, student)
+  p = minus_infinity(logits - total[..., None])
+  return _of_tokens(static, teacher.ids, p, teacher.logprobs, total, tiles)
+
+
+def _at(tiles: Tiles, ids: Array, side: Side) -> tuple[Array, Array]:
+  """A side's logits at tokens i32[B, t, k], and the logsumexp of all, f32[B, t]."""
+  def take(logits, places):
+    inside = jnp.minimum(places, tiles.block - 1)
+    return jnp.where(places == inside, jnp.take_along_axis(logits, inside, axis=-1), LOW)
+
+  def summarize(found, i):
+    logits = side.logits(tiles, i)
+    new = sharding.on_shards(take, "batch", None, "vocab", None)(logits, tiles.places(i, ids))
+    return jnp.maximum(found, new), jax.nn.logsumexp(logits, axis=-1)
+
+  nothing = jnp.full((*ids.shape[:2], tiles.lanes, ids.shape[2]), LOW)
+  found, totals = jax.lax.scan(summarize, nothing, tiles.blocks)
+  return jnp.max(found, axis=2), over_blocks(totals)[0]
+
+
+def _of_tokens(static: _Divergence, ids: Array, p: Array, q: Array, total: Array, tiles: Tiles
+               ) -> tuple[Array, Slope]:
+  """Value and slope over the tokens `ids`; p, q f32[B, t, k], `total` the student's logsumexp."""
   value, pull = jax.vjp(lambda p: divergences.topk_divergence(
       p, q, static.kind, static.beta, static.tail), p)
   of_top, = pull(jnp.ones_like(value))
-  total, of_total = totals[turn][0][..., None, None], jnp.sum(of_top, axis=-1)[..., None, None]
+  total, of_total = total[..., None, None], jnp.sum(of_top, axis=-1)[..., None, None]
 
   def slope(i, z):
     slopes = -jnp.exp(z - total) * of_total
@@ -153,19 +190,23 @@ def _over_top(static: _Divergence, student: Side, teacher: Side, tiles: Tiles
 
 
 def _compare(static: _Divergence, with_gradient: bool, student_hidden: Array, student_head: Array,
-             teacher_hidden: Array, teacher_head: Array, weight: Array,
+             teacher_said: Array | _Top, teacher_head: Array | None, weight: Array,
              banned: Array | None) -> Any:
-  """values [B, T] and, if asked for, the gradients of sum(weight * values)."""
+  """values [B, T] and, if asked for, the gradients of sum(weight * values).
+
+  What the teacher said is its states, to be read by its head; or, without a head, a `_Top`.
+  """
   tiles = Tiles.of(weight.shape, student_head.shape[1], static.tile)
-  heads = tiles.in_lanes(student_head), tiles.in_lanes(teacher_head)
-  banned = None if banned is None else tiles.in_lanes(banned)
+  in_lanes = lambda x: None if x is None else tiles.in_lanes(x)
+  head, teacher_head, banned = in_lanes(student_head), in_lanes(teacher_head), in_lanes(banned)
 
   def tile(collected, columns):
-    hidden, teacher_hidden, weight = columns
-    student = Side(static.student, hidden, heads[0], banned)
-    teacher = Side(static.teacher, teacher_hidden, heads[1], banned)
-    values, slope = (_over_top if static.top_k else _over_vocabulary)(
-        static, student, teacher, tiles)
+    hidden, teacher, weight = columns
+    student, over = Side(static.student, hidden, head, banned), _over_given
+    if teacher_head is not None:
+      teacher = Side(static.teacher, teacher, teacher_head, banned)
+      over = _over_top if static.top_k else _over_vocabulary
+    values, slope = over(static, student, teacher, tiles)
     if not with_gradient:
       return None, (values, None)
     gradient, collected = student.gradients(
@@ -174,7 +215,7 @@ def _compare(static: _Divergence, with_gradient: bool, student_hidden: Array, st
 
   collected, (values, gradient) = jax.lax.scan(
       tile, tiles.collector(student_hidden.shape[2]) if with_gradient else None,
-      [tiles.cut(x) for x in (student_hidden, teacher_hidden, weight)])
+      jax.tree.map(tiles.cut, (student_hidden, teacher_said, weight)))
   values = tiles.join(values, weight.shape[1])
   if not with_gradient:
     return values
@@ -184,9 +225,9 @@ def _compare(static: _Divergence, with_gradient: bool, student_hidden: Array, st
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _divergence(static: _Divergence, student_hidden: Array, student_head: Array,
-                teacher_hidden: Array, teacher_head: Array, weight: Array,
+                teacher_said: Array | _Top, teacher_head: Array | None, weight: Array,
                 banned: Array | None) -> tuple[Array, Array]:
-  values = _compare(static, False, student_hidden, student_head, teacher_hidden, teacher_head,
+  values = _compare(static, False, student_hidden, student_head, teacher_said, teacher_head,
                     weight, banned)
   return jnp.sum(weight * values), values
 
@@ -250,17 +291,54 @@ def fused_divergence(student_hidden: Array, student_head: Array, teacher_hidden:
   divergences.check_kind(kind, beta)
   check_top(top_k, top_of, tail, shared)
   static = _Divergence(kind, beta, top_k, top_of, tail, tile, student_readout, teacher_readout)
-  if weight is not None:
-    chex.assert_equal_shape([mask, weight])
   if banned is not None:
     chex.assert_shape(banned, (shared,))
+  return _as_loss(static, student_hidden, student_head, teacher_hidden, teacher_head, mask, weight,
+                  aggregate, banned)
+
+
+def fused_given_divergence(student_hidden: Array, student_head: Array, ids: Array,
+                           teacher_logprobs: Array, mask: Array, kind: str, beta: float = 0.5, *,
+                           weight: Array | None = None, aggregate: Aggregate = masked.token_mean,
+                           tail: str = "bucket", student_readout: Readout = Readout(),
+                           tile: tuple[int, int] = (0, 0)) -> tuple[Array, Array]:
+  """`fused_divergence` over K tokens of which the teacher has spoken before.
+
+  With the `fused_topk` of a teacher it is the divergence with top_k=K and top_of="teacher".
+
+  Args:
+    student_hidden, student_head: [B, T, D], [D, V].
+    ids: i32[B, T, K], tokens below V, those of a column different.
+    teacher_logprobs: f32[B, T, K], their log-probabilities under the teacher, in nats; no gradient.
+    mask, kind, beta, weight, aggregate, tail, student_readout, tile: as in `fused_divergence`.
+  Returns, Source: as `fused_divergence`.
+  Raises: ValueError for an unknown kind, beta or tail; AssertionError at trace time on shapes.
+  """
+  chex.assert_rank([student_hidden, ids, teacher_logprobs], 3)
+  chex.assert_rank([student_head, mask], 2)
+  chex.assert_equal_shape([ids, teacher_logprobs])
+  chex.assert_equal_shape_prefix([student_hidden, ids, mask], 2)
+  divergences.check_kind(kind, beta)
+  top_k = ids.shape[2]
+  check_top(top_k, "teacher", tail, student_head.shape[1])
+  static = _Divergence(kind, beta, top_k, "teacher", tail, tile, student_readout, Readout())
+  return _as_loss(static, student_hidden, student_head, _Top(ids, teacher_logprobs), None, mask,
+                  weight, aggregate, None)
+
+
+def _as_loss(static: _Divergence, student_hidden: Array, student_head: Array,
+             teacher_said: Array | _Top, teacher_head: Array | None, mask: Array,
+             weight: Array | None, aggregate: Aggregate, banned: Array | None
+             ) -> tuple[Array, Array]:
+  """The weighted aggregate, and the values at the tokens of the mask."""
+  if weight is not None:
+    chex.assert_equal_shape([mask, weight])
   weigh = lambda x: aggregate(x if weight is None else x * weight, mask)
   weights = jax.grad(weigh)(jnp.zeros(mask.shape, jnp.float32))
-  still, real = jax.lax.stop_gradient, mask[..., None]
+  still, blank = jax.lax.stop_gradient, lambda x: jnp.where(mask[..., None], x, 0)
   loss, values = _divergence(
-      static, jnp.where(real, student_hidden, 0), student_head,
-      still(jnp.where(real, teacher_hidden, 0)), still(teacher_head),
-      still(jnp.where(mask, weights, 0.0)), banned)
+      static, blank(student_hidden), student_head, still(jax.tree.map(blank, teacher_said)),
+      still(teacher_head), still(jnp.where(mask, weights, 0.0)), banned)
   return loss, still(jnp.where(mask, values, 0.0))
 
 

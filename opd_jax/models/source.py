@@ -7,6 +7,7 @@
     random:NAME      random weights of a named shape in models/configs.py
 """
 
+import hashlib
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from opd_jax import checkpoint, sharding
-from opd_jax.models import build, hf, surgery
+from opd_jax.models import build, hf, surgery, tensors
 from opd_jax.models.configs import NAMED, ModelConfig
 
 TINY = pathlib.Path(__file__).parents[1] / "tiny"
@@ -56,6 +57,28 @@ def load(source: str, key: jax.Array, mesh: Mesh, drop_layers_every: int = 0) ->
   else:
     params = hf.import_hf(found.tokenizer_folder, found.config, mesh)
   return _thinned(found._replace(params=params), drop_layers_every)
+
+
+def fingerprint(source: str, key: jax.Array) -> str:
+  """A hash of what `load` makes parameters of: the contents of files, or the key that draws them.
+
+  The same files elsewhere have the same one. They are read whole.
+  """
+  kind, _, name = source.partition(":")
+  folder = outline(source).tokenizer_folder
+  digest = hashlib.sha256()
+  if kind == "random":
+    digest.update(json.dumps([name, jax.random.key_data(key).tolist()]).encode())
+    return digest.hexdigest()
+  files = [pathlib.Path(folder, "config.json")]
+  if kind == "workdir":
+    files += sorted(checkpoint.chosen(*_workdir(name)).rglob("*"))
+  else:
+    files += sorted({pathlib.Path(entry.path) for entry in tensors.find(folder).values()})
+  for path in filter(pathlib.Path.is_file, files):
+    with path.open("rb") as file:
+      digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+  return digest.hexdigest()
 
 
 def _thinned(found: Loaded, drop_layers_every: int) -> Loaded:

@@ -91,6 +91,20 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.student_share < 1.0 and config.rollout.group_size > 1:
     raise ValueError(f"student_share is {config.student_share:g}, but the data have one response "
                      f"a prompt and rollout.group_size is {config.rollout.group_size}; set it to 1")
+  if config.teacher_cache:
+    _check_cache(config)
+
+
+def _check_cache(config: ml_collections.ConfigDict) -> None:
+  """Refuses a cache of what cannot be known ahead."""
+  loss, cache = config.loss, f"teacher_cache is {config.teacher_cache!r}"
+  if config.student_share == 1.0:
+    raise ValueError(f"{cache} and student_share is 1, but only of the data's responses can a "
+                     "teacher be asked ahead; set student_share below 1, or teacher_cache=''")
+  if loss.top_k == 0 or loss.top_of != "teacher":
+    raise ValueError(f"{cache}, which keeps a teacher's K most likely tokens, but loss.top_k is "
+                     f"{loss.top_k} and loss.top_of {loss.top_of!r}; set loss.top_k=K (not 0, the "
+                     "whole vocabulary) and loss.top_of='teacher', or teacher_cache=''")
 
 
 def _conditions(config: ml_collections.ConfigDict) -> dict[str, tuple[bool, str]]:

@@ -38,6 +38,7 @@ class Method(NamedTuple):
   notices: Sequence[str]                              # what the user should know
   student: policies.Policy                            # as given, or cut to the teachers' ids
   teachers: dict[str, policies.Policy]                # by name; measured at the end
+  recall: Callable[[Batch, Sequence[loader.Row]], Batch]  # adds what is cached of the data's rows
   score: Callable[[TrainState, Batch], Batch]         # adds the teachers' arrays; sees no reward
   grade: Callable[[Batch], Batch]                     # adds what the verifier's rewards teach
   constants: Callable[[TrainState], Any]              # arrays the loss needs whole, e.g. heads
@@ -124,9 +125,10 @@ def run(config: ml_collections.ConfigDict, workdir: str,
         elif stop():
           raise engine.Stopped
         else:
-          batch = jax.device_put(batches.answered(
-              batch, [row["response_ids"] for row in rows],
-              (*rollout.response_buckets, rollout.max_response), tokenizer.pad_id), spread)
+          given = batches.answered(batch, [row["response_ids"] for row in rows],
+                                   (*rollout.response_buckets, rollout.max_response),
+                                   tokenizer.pad_id)
+          batch = jax.device_put(method.recall(given, rows), spread)
       except engine.Stopped:
         if step > saved:
           save(step, before, {})
@@ -185,6 +187,8 @@ def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Ba
   """The endless, resumable stream of this process's prompts."""
   source = builders.open_source(config.data.builder, config.data.builder_kw,
                                 config.data.train_split, config.data.cache)
+  if config.teacher_cache:  # whose arrays are in the order of the source
+    source = loader.Numbered(source)
   asked, rollout = tuple(teachers.sections(config)), config.rollout
   encode, fits = loader.encode, lambda row: len(row["prompt_ids"]) <= rollout.max_prompt
   if config.student_share < 1.0:  # every row may have to bring its response

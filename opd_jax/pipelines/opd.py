@@ -19,7 +19,7 @@ import ml_collections
 
 from opd_jax import sharding
 from opd_jax.losses import divergences, fused, masked, policy_gradient, signals, weights
-from opd_jax.pipelines import objective, on_policy, teachers
+from opd_jax.pipelines import objective, on_policy, teacher_cache, teachers
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import scorer
@@ -40,7 +40,14 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
   asked = teachers.outline(config, student, objective.asks_reference(config.loss))
   objective.check_divergence(config.loss, min(
       policy.model.config.vocab_size for policy in (asked.student, *asked.teachers.values())))
-  student, named, reference, notices = teachers.load(config, asked, mesh)
+  ahead = teacher_cache.prepare(config, asked, mesh) if config.teacher_cache else None
+  if ahead and config.student_share == 0.0:
+    asked = asked._replace(teachers={}, notices=[*asked.notices, (
+        f"no teacher is loaded: all that is learned is in {ahead.folder}; evaluations say nothing "
+        "of a reverse KL")])
+  else:
+    asked = teachers.load(config, asked, mesh)
+  student, named, reference, notices = asked
   models = tuple(teacher.model for teacher in named.values())
   whose = teacher_params.frozen(tuple(teacher.params for teacher in named.values()))
   ask = jax.jit(functools.partial(
@@ -49,7 +56,8 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
   each = teachers.MEMORY[config.teacher_memory]
 
   def scored(state, batch):
-    learned = whose(state) if objective.asks_teacher(config.loss) else [None] * len(models)
+    asks = objective.asks_teacher(config.loss) and batch.teacher_logprobs is None
+    learned = whose(state) if asks else [None] * len(models)
     return each(lambda batch, params: ask(state.params, params[:-1], params[-1], batch),
                 (*learned, reference and reference.params), batch)
 
@@ -60,6 +68,8 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
            if config.loss.surrogate in divergences.KINDS else None)
   return on_policy.Method(
       formula=objective.formula(config), notices=notices, student=student, teachers=named,
+      recall=(functools.partial(teacher_cache.recall, ahead, config.loss.top_k) if ahead
+              else lambda batch, rows: batch),
       score=scored,
       grade=(jax.jit(functools.partial(grade, config))
              if config.loss.signal == "group_advantage" else lambda batch: batch),
@@ -86,7 +96,7 @@ def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collectio
       this call does not ask that teacher.
     anchor, anchor_params: the reference's, or None.
     config: the `loss` section.
-    batch: a rollout, with what other calls have filled in.
+    batch: a rollout, with what other calls or a cache have filled in.
   """
   def part(batch):
     if any(held is not None for held in params):
@@ -200,6 +210,10 @@ def divergence(states: Array, head: Array, batch: Batch, teacher_heads: Sequence
       fused.fused_divergence, kind=config.surrogate, beta=config.beta, top_k=config.top_k,
       top_of=config.top_of, tail=config.tail)
   aggregate = masked.AGGREGATES[config.aggregate]
+  if batch.teacher_top_logprobs is not None:
+    return fused.fused_given_divergence(
+        states, head, batch.teacher_top_ids, batch.teacher_top_logprobs, batch.learn,
+        config.surrogate, config.beta, weight=weight, aggregate=aggregate, tail=config.tail)
   if len(teacher_heads) == 1:
     return compare(states, head, batch.teacher_hidden, teacher_heads[0], batch.learn,
                    weight=weight, aggregate=aggregate)

@@ -1,6 +1,7 @@
 """Policy: a model, its parameters and its tokenizer, loaded from one config section."""
 
 from collections.abc import Callable, Mapping
+import hashlib
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -51,6 +52,14 @@ def load(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict, k
 def outline(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict) -> Policy:
   """What `load` gives, but for the parameters: nothing large is read."""
   return _policy(source.outline(section.source, section.drop_layers_every), section, model, None)
+
+
+def fingerprint(section: ml_collections.ConfigDict, key: jax.Array) -> str:
+  """A hash of everything that decides the parameters that `load` gives."""
+  made = [source.fingerprint(section.source, key), section.drop_layers_every]
+  if section.base:
+    made += [source.fingerprint(section.base, key), section.alpha]
+  return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
 
 def _policy(loaded: source.Loaded, section: ml_collections.ConfigDict,

@@ -35,6 +35,8 @@ class Batch(struct.PyTreeNode):
   teacher_id: Array | None = None         # i32[B], which of the teachers each row learns from
   teacher_logprobs: Array | None = None   # f32[B, T], under each row's own teacher
   teacher_hidden: Array | None = None     # [B, T, D], its states, D the widest teacher's
+  teacher_top_ids: Array | None = None    # i32[B, T, K], its likeliest tokens, if said ahead
+  teacher_top_logprobs: Array | None = None  # f32[B, T, K], log-probabilities of these
   reference_logprobs: Array | None = None  # f32[B, T]
 
 

@@ -138,6 +138,22 @@ class DivergenceTest(parameterized.TestCase):
     want = jax.value_and_grad(lambda *x: plain(*x, *arrays[2:], weight=weight, **form), (0, 1))
     assert_close((loss, *got), jax.tree.leaves(want(*arrays[:2])), 1e-5)
 
+  @parameterized.product(kind=divergences.KINDS, tail=("bucket", "renormalize"))
+  def test_what_a_teacher_said_before_is_as_good_as_the_teacher(self, kind, tail):
+    arrays, weight = operands(), np.random.default_rng(2).uniform(size=(B, T))
+    form = dict(kind=kind, tail=tail, top_k=4, top_of="teacher")
+    want = gradients(arrays, weight, TILE, **form), ours(*arrays, tile=TILE, **form)[1]
+    ids, said = fused.fused_topk(arrays[2], arrays[3][:, :V], 4, tile=TILE)
+    said = jnp.where(MASK[..., None], said, np.nan)
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def given(hidden, head):
+      return fused.fused_given_divergence(hidden, head, ids, said, MASK, kind, 0.3, weight=weight,
+                                          tail=tail, tile=TILE)
+
+    (loss, values), got = jax.jit(given)(*arrays[:2])
+    assert_close(jax.tree.leaves(((loss, got), values)), jax.tree.leaves(want), 1e-5)
+
   @parameterized.product(kind=divergences.KINDS, aggregate=tuple(masked.AGGREGATES))
   def test_every_aggregation(self, kind, aggregate):
     arrays, aggregate = operands(), masked.AGGREGATES[aggregate]

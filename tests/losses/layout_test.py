@@ -73,6 +73,12 @@ def over_vocabulary(kind, **settings):
   return loss
 
 
+def said_before(head, batch, teacher, aggregate):
+  ids, logprobs = fused.fused_topk(batch.teacher_hidden, teacher, K, tile=(3, 5))
+  return fused.fused_given_divergence(batch.teacher_hidden, head, ids, logprobs, batch.learn, "jsd",
+                                      aggregate=aggregate, tile=(3, 5))[0]
+
+
 def two_teachers(head, batch, teacher, aggregate):
   names = {function: name for name, function in masked.AGGREGATES.items()}
   config = configs.on_policy(loss=dict(surrogate="jsd", aggregate=names[aggregate])).loss
@@ -101,7 +107,7 @@ LOSSES = {
     "score_function": score_function, "clipped": clipped, "sft": sft,
     "forward_kl": over_vocabulary("forward_kl"), "reverse_kl": over_vocabulary("reverse_kl"),
     "jsd": over_vocabulary("jsd"), "topk": over_vocabulary("jsd", top_k=K),
-    "two_teachers": two_teachers,
+    "said_before": said_before, "two_teachers": two_teachers,
     "weighted_sft": weighted_sft, "dpo": dpo,
 }
 
