@@ -1,10 +1,22 @@
 """Under OPD_JAX_STRICT_SKIPS=1 (.ci/run) a skipped test fails the run, unless it had to be."""
 
+import gc
 import os
 
 from absl import flags
+import jax
+import pytest
 
 flags.FLAGS.mark_as_parsed()  # pytest owns the command line; absltest's folders need its flags
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+  """Lets go of what a file compiled: all files' programs together need more mappings than Linux
+  allows a process (vm.max_map_count, 65,530), and XLA aborts when there are no more."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 def _expected(reason: str) -> bool:

@@ -6,8 +6,8 @@ The plain sampler decodes until the longest row has ended; here a row that ends 
 another. Rows of one group share the reading of their prompt. The cache is as wide as the rows in
 it need, in powers of two; when its columns run out, what is still in use moves to the front.
 
-Once nobody waits, the slots become fewer as rows end: the long ones at the end have company only
-as long as there is some.
+Once nobody waits, the slots become fewer as rows end, a quarter each time: a step costs what all
+slots cost, and the long rows at the end would keep those of everybody else.
 
 The host sees who has ended once a chunk, never at a token. What it needs to decide who goes
 where, it knows: only keys, values and last tokens are on the device.
@@ -188,13 +188,14 @@ def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue
 
 
 def fewer(live: int, count: int) -> int:
-  """The slots that are enough for `live` rows when `count` are too many: a quarter each time.
+  """The slots that are enough for `live` rows, of `count`: a quarter, or a quarter of that.
 
-  Each number of slots is compiled for, so there are few of them.
+  Each number of slots is compiled for, so there are few of them. On a mesh a number that does not
+  spread over the devices as `count` does is none.
   """
-  while (count % 4 == 0 and count // 4 >= max(live, FEWEST)
-         and sharding.shards("batch", count // 4) == sharding.shards("batch", count)):
-    count //= 4
+  while (count > (left := -(-count // 4)) >= max(live, FEWEST)
+         and sharding.shards("batch", left) == sharding.shards("batch", count)):
+    count = left
   return count
 
 

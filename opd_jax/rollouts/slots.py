@@ -146,7 +146,8 @@ def keep(cache: KVCache, token: Array, kept: Array) -> tuple[KVCache, Array]:
   """Only the slots i32[n] of a cache of more, with their last tokens."""
   entries = jax.tree.map(lambda x: constrain(
       x[kept], "batch", "kv_heads", *[None] * (x.ndim - 2)), cache.layers)
-  return cache.replace(layers=entries, segment_ids=cache.segment_ids[kept]), token[kept]
+  segment_ids = constrain(cache.segment_ids[kept], "batch", None)
+  return cache.replace(layers=entries, segment_ids=segment_ids), constrain(token[kept], "batch")
 
 
 def decode(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, token: Array,

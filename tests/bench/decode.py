@@ -20,6 +20,7 @@ import argparse
 from collections.abc import Callable
 import functools
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,16 @@ def our_engine(config, params, load: Load, dtype: str, kv_dtype: str = "") -> Ca
       kv_dtype=kv_dtype))
   return lambda: int(generate(params, prompt, np.ones(prompt.shape, bool), keys.root(0),
                               load.limit).mask.sum())
+
+
+def our_fixed(config, params, load: Load, dtype: str) -> Callable[[], int]:
+  """The engine with as many slots at the end as at the beginning."""
+  run = our_engine(config, params, load, dtype)
+
+  def fixed():
+    with mock.patch.object(engine, "FEWEST", load.batch):
+      return run()
+  return fixed
 
 
 def our_plain(config, params, load: Load, dtype: str) -> Callable[[], int]:
@@ -154,7 +165,8 @@ def tunix_sampler(config, params, load: Load, dtype: str) -> Callable[[], int]:
       prompts=requests(load, config.vocab_size).tolist(), limits=load.limit.tolist()))
 
 
-OURS = {"engine": our_engine, "engine, int8 cache": functools.partial(our_engine, kv_dtype="int8"),
+OURS = {"engine": our_engine, "engine, slots fixed": our_fixed,
+        "engine, int8 cache": functools.partial(our_engine, kv_dtype="int8"),
         "plain sampler": our_plain}
 PEERS = {"transformers generate": torch_generate,
          "transformers continuous batching": torch_continuous} if torch else {}

@@ -108,7 +108,7 @@ class EngineTest(parameterized.TestCase):
     self.assertLess(change.min(), 0)
     self.assertIn(0, change)  # the columns had run out, not the width
 
-  @parameterized.parameters((16, 16, "", [4, 1]), (4, 9, "int8", [1]), (6, 9, "", []))
+  @parameterized.parameters((16, 16, "", [4, 1]), (4, 9, "int8", [1]), (6, 9, "", [1]))
   def test_slots_become_fewer_once_nobody_waits(self, count, rows, kv_dtype, wanted):
     kept, make = [], slots.compiled
 
@@ -273,14 +273,17 @@ from opd_jax.models import build
 from opd_jax.rollouts import engine
 
 model, params = engine_test.policy()
-engine.FEWEST = 4  # so that slots become fewer on the mesh too
-prompts, wanted = engine_test.prompts(8, 3), engine_test.settings(slots=16)
-want = engine.make(model, wanted)(params, *prompts, engine_test.KEY)
+prompts, wanted = engine_test.prompts(8, 3), engine_test.settings((engine_test.V,), slots=16)
+limit = np.where(np.arange(24) == 20, engine_test.T, 3 + np.arange(24) % 5)
+want = engine.make(model, wanted)(params, *prompts, engine_test.KEY, limit)
+counts, fewer = [], engine.fewer
+engine.fewer = lambda *args: counts.append(fewer(*args)) or counts[-1]
+engine.FEWEST = 1  # so that slots become fewer on the mesh
 mesh = sharding.make_mesh(4, 2)
 with jax.set_mesh(mesh):
   born = jax.device_put(params, sharding.of_params(build.abstract_params(model.config), mesh))
-  got = engine.make(model, wanted)(born, *prompts, engine_test.KEY)
-print(json.dumps([bool(np.array_equal(got.response, want.response)),
+  got = engine.make(model, wanted)(born, *prompts, engine_test.KEY, limit)
+print(json.dumps([counts, bool(np.array_equal(got.response, want.response)),
                   float(np.abs(got.sampler_logprobs - want.sampler_logprobs).max())]))
 """
 
@@ -293,7 +296,8 @@ class MeshTest(absltest.TestCase):
     child = subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=ROOT,
                            capture_output=True, text=True)
     self.assertEqual(child.returncode, 0, child.stderr)
-    same, error = json.loads(child.stdout.splitlines()[-1])
+    counts, same, error = json.loads(child.stdout.splitlines()[-1])
+    self.assertEqual(set(counts), {16, 4})  # and not 1: four devices share the rows
     self.assertTrue(same)
     self.assertLess(error, 2e-5)
 
