@@ -1,5 +1,6 @@
 """Cells run once, again when what they rest on has changed, and a failure stops no other."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -19,6 +20,24 @@ from opd_jax import progress
 from opd_jax.pipelines import claims, crew, measured
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+# Nearly all of the time is XLA's: workers are asked for quick code, and to keep it where main does.
+CACHE = str(pathlib.Path.home() / ".cache/opd_jax/xla")
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+UNDO = contextlib.ExitStack()
+
+
+def setUpModule():
+  UNDO.callback(jax.config.update, "jax_compilation_cache_dir",
+                jax.config.jax_compilation_cache_dir)
+  jax.config.update("jax_compilation_cache_dir", CACHE)
+  UNDO.enter_context(mock.patch.dict(os.environ, {
+      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}",
+      "JAX_COMPILATION_CACHE_DIR": CACHE}))
+
+
+def tearDownModule():
+  UNDO.close()
 
 
 def load(name, form):
@@ -80,13 +99,6 @@ class ClaimsTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
-    # Nearly all of the time is XLA's: it is asked for quick code, and to keep it, where main does.
-    before = jax.config.jax_compilation_cache_dir
-    cls.addClassCleanup(jax.config.update, "jax_compilation_cache_dir", before)
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
-    cls.enterClassContext(mock.patch.dict(os.environ, XLA_FLAGS=" ".join((
-        os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true"))))
     cls.config = load("g_opd", "smoke")
     cls.names, cls.notes = run(cls.config, cls.workdir)
 
@@ -213,7 +225,7 @@ class SittingTest(parameterized.TestCase):
     script = self.create_tempfile("sitting.py", code).full_path
     process = subprocess.Popen([sys.executable, script], cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
     for _ in range(1200):
       if list(pathlib.Path(workdir).glob("results/methods/*.json")):
         break
