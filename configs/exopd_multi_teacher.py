@@ -47,7 +47,7 @@ def get_config(arg=""):
       reference=dict(source=base),
       data=dict(builder="domains", builder_kw=dict(
           train=20_000 if full else 200, test=256, seed=7, route=True)),
-      rollout=dict(prompts=64 if full else 4, group_size=1, max_prompt=40, max_response=72),
+      rollout=dict(prompts=64 if full else 4, group_size=1, max_prompt=48, max_response=72),
       loss=loss,
       optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=5, b2=0.98),
       eval=dict(prompts=192 if full else 4, batch=32 if full else 4, every=50 if full else 0),

@@ -209,7 +209,7 @@ def _claim() -> ConfigDict:
   return ConfigDict(dict(
       text="",
       paper="",              # its number
-      kind="difference",     # a - b; "share": a / b; "experts": a - its strictest expert
+      kind="difference",     # a - b; "share": a / b; "experts": a - each expert, there
       a="",                  # a method
       b="",                  # another, or "stage:NAME"
       metric="",             # of a cell: "eval/mean@8", "curve/area", "gain/mean@8" ...
@@ -217,6 +217,9 @@ def _claim() -> ConfigDict:
       margin=0.0,            # > 0: the claim is that it equals `effect`, within this margin
       experts=_ordered(),    # of kind "experts": domain -> the stage that measures its expert
       base="",               # the stage that measures what the experts were made of
+      before="", after="",   # stages that measure a teacher before and after its training, if the
+                             # claim is about what a student learns of that; "": it is not
+      paired=True,           # by seed; False: a and b do not see the same rows (one is SFT)
       primary=False,         # or exploration
   ))
 
@@ -228,6 +231,7 @@ def _sweep() -> ConfigDict:
       parameter="",          # its name
       points=(),             # its values, ascending
       methods=(),            # one a point
+      base="",               # the stage that measures what they start from; "": not shown
       metrics=(),
   ))
 

@@ -7,8 +7,10 @@ A verdict is computed from an interval and from what was claimed, never from a p
     inconclusive   it holds 0 and the claimed effect: too few seeds to tell
     not seen       it holds 0, and the claimed effect lies beyond it
 
-Values are by seed, {seed: value}: the same seed is the same order of data and the same draws, so
-what two methods share cancels in their difference.
+"reproduced" says further if the interval ends below the claimed effect. Values are by seed,
+{seed: value}: the same seed is the same order of data and the same draws, so what two methods share
+cancels in their difference. Methods that share nothing, SFT and one that samples from its student,
+are compared without pairing (`welch`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ import numpy as np
 from scipy import stats
 
 BySeed = Mapping[int, float]
+SMALLER = ", smaller than claimed"
 
 
 class Interval(NamedTuple):
@@ -46,19 +49,45 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
   return Interval(mean, mean - half, mean + half, n)
 
 
+def welch(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
+  """Mean of a minus that of b, which have no seed in common, and Welch's t interval.
+
+  Returns: n is that of the smaller; the interval needs 2 of each. Degrees of freedom are
+    Welch and Satterthwaite's: variances are not taken to be equal.
+  """
+  one, other = interval(a), interval(b)
+  n, mean = min(one.n, other.n), one.mean - other.mean
+  if n < 2:
+    return Interval(mean, math.nan, math.nan, n)
+  parts = [float(np.var(x, ddof=1)) / len(x) for x in (a, b)]
+  if not sum(parts):
+    return Interval(mean, mean, mean, n)
+  freedom = sum(parts)**2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b)))
+  half = float(stats.t.ppf((1 + level) / 2, freedom) * math.sqrt(sum(parts)))
+  return Interval(mean, mean - half, mean + half, n)
+
+
+def widened(found: Interval, error: float, level: float = 0.95) -> Interval:
+  """An interval with the standard error of an independent term added, in quadrature."""
+  more = float(stats.norm.ppf((1 + level) / 2)) * error
+  half = math.hypot((found.high - found.low) / 2, more)
+  return Interval(found.mean, found.mean - half, found.mean + half, found.n)
+
+
 def verdict(found: Interval, effect: float) -> str:
   """What an interval says of a claimed difference.
 
   Args:
     found: of the difference.
     effect: as claimed, in the same unit; its sign is the claimed direction, and it is not 0.
-  Returns: one of the four at the head of this file; "open" with fewer than 2 seeds.
+  Returns: one of the four at the head of this file, "reproduced, smaller than claimed" among
+    them; "open" with fewer than 2 seeds.
   """
   if math.isnan(found.low):
     return "open"
   low, high = sorted(math.copysign(1.0, effect) * end for end in (found.low, found.high))
   if low > 0:
-    return "reproduced"
+    return "reproduced" + SMALLER * (high < abs(effect))
   if high < 0:
     return "reversed"
   return "inconclusive" if high >= abs(effect) else "not seen"
@@ -88,22 +117,43 @@ def share(a: BySeed, b: BySeed) -> dict[int, float]:
   return {seed: a[seed] / b[seed] for seed in sorted(a.keys() & b.keys()) if b[seed]}
 
 
-def smallest_lead(student: Mapping[str, BySeed], experts: Mapping[str, float]) -> dict[int, float]:
-  """The student minus each expert on that one's own domain: the smallest of these, by seed.
+def lead(student: BySeed, expert: float, error: float, level: float = 0.95) -> Interval:
+  """The student minus an expert, with the interval of the student's seeds and the expert's error.
 
-  Positive is "beats every expert"; a student that loses in one domain does not, whatever its
-  average. The smallest of several noisy differences lies below the smallest true one: the error
-  is against the claim.
+  Args:
+    error: standard error of `expert`, which has been measured once.
+  """
+  return widened(interval([x - expert for x in student.values()], level), error, level)
+
+
+def beats_all(student: Mapping[str, BySeed], experts: Mapping[str, tuple[float, float]],
+              effect: float) -> str:
+  """Whether a student beats every expert on that one's own domain.
+
+  An intersection-union test: to beat all of k experts is shown by showing it of each, at 95% and
+  uncorrected. (The smallest of k noisy leads is no measure of it: it lies below 0 for a student
+  that equals all experts.) That it does *not* is shown by one domain, at 0.05 / k, as there are k
+  to find it in.
 
   Args:
     student: domain -> accuracy by seed.
-    experts: domain -> accuracy of its expert there.
+    experts: domain -> accuracy of its expert there, and the standard error of that.
+    effect: the lead that is claimed, > 0.
+  Returns: "reproduced" if every domain's interval lies above 0 (", smaller than claimed" if one
+    ends below the effect); else "reversed" if some domain's lies below 0, "not seen" if some
+    domain's ends below the effect, "inconclusive" if none does; "open" with fewer than 2 seeds.
   """
   if not experts:
-    return {}
-  seeds = set.intersection(*(set(student[domain]) for domain in experts))
-  return {seed: min(student[domain][seed] - expert for domain, expert in experts.items())
-          for seed in sorted(seeds)}
+    return "open"
+  each, strict = ([lead(student[domain], *expert, level) for domain, expert in experts.items()]
+                  for level in (0.95, 1 - 0.05 / len(experts)))
+  if any(math.isnan(found.low) for found in each):
+    return "open"
+  if all(found.low > 0 for found in each):
+    return "reproduced" + SMALLER * any(found.high < effect for found in each)
+  if any(found.high < 0 for found in strict):
+    return "reversed"
+  return "not seen" if any(found.high < effect for found in strict) else "inconclusive"
 
 
 class Trend(NamedTuple):
@@ -111,19 +161,21 @@ class Trend(NamedTuple):
 
   rho: Interval                          # Spearman's rank correlation of each seed
   breaks: list[tuple[int, Interval]]     # i: from point i to i + 1 it turns, beyond noise
-  verdict: str
+  direction: str                         # rises, falls, turns, unclear; open
 
 
 def trend(parameter: Sequence[float], curves: Sequence[BySeed]) -> Trend:
-  """Whether a measure is monotone in a parameter, and where not.
+  """Whether a measure rises or falls with a parameter, and where it turns.
 
   Args:
     parameter: its values, ascending.
     curves: the measure by seed, at each of them.
   Returns: rank correlations of the seeds that every point has (0 for a measure that never
-    changes); the steps between neighbors whose paired change goes against the trend with an
-    interval that excludes 0; and "reproduced" if the correlation's interval excludes 0 and there
-    is no such step, "not seen" if there is one, else "inconclusive" ("open" below 2 seeds).
+    changes); the steps between neighbors whose paired change has an interval that excludes 0, on
+    the other side than the correlations' mean; and "turns" if there is such a step, and a trend
+    that it goes against: the correlations' interval, or that of another step, excludes 0. Without
+    one "rises" or "falls" if the correlations' interval excludes 0, else "unclear" ("open" below 2
+    seeds).
   """
   seeds = sorted(set.intersection(*map(set, curves))) if curves else []
   found = interval([spearman(parameter, [curve[seed] for curve in curves]) for seed in seeds])
@@ -131,11 +183,12 @@ def trend(parameter: Sequence[float], curves: Sequence[BySeed]) -> Trend:
     return Trend(found, [], "open")
   steps = [interval(list(difference(b, a).values())) for a, b in zip(curves, curves[1:])]
   up = math.copysign(1.0, found.mean)
+  along = [step for step in steps if min(up * step.low, up * step.high) > 0]
   breaks = [(i, step) for i, step in enumerate(steps) if max(up * step.low, up * step.high) < 0]
-  if breaks:
-    return Trend(found, breaks, "not seen")
   sure = found.low > 0 or found.high < 0
-  return Trend(found, [], "reproduced" if sure else "inconclusive")
+  if breaks and (sure or along):
+    return Trend(found, breaks, "turns")
+  return Trend(found, [], ("rises" if up > 0 else "falls") if sure else "unclear")
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -143,14 +196,3 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
   if len(set(x)) < 2 or len(set(y)) < 2:
     return 0.0
   return float(stats.spearmanr(x, y).statistic)
-
-
-def area(curve: Sequence[tuple[int, float]]) -> float:
-  """Mean height of a curve of (step, value), by trapezoids: higher is faster at an equal end.
-
-  Returns: NaN of fewer than two points.
-  """
-  if len(curve) < 2:
-    return math.nan
-  steps, values = np.asarray(curve, float).T
-  return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from opd_jax import preemption, progress
-from opd_jax.pipelines import crew, identity, markdown, results
+from opd_jax.pipelines import contrasts, crew, identity, markdown, results
 from opd_jax.pipelines.ledger import Cell, Ledger, changed
 
 
@@ -171,18 +171,18 @@ def scores(config: ml_collections.ConfigDict, ledger: Ledger, method: str) -> di
   for value in tune.grid:
     found = [ledger.current(tuning(config, method, value, seed)) for seed in tune.seeds]
     if all(found):
-      out[value] = float(np.mean([results.metric(result, tune.metric) for result in found]))
+      out[value] = float(np.mean([contrasts.metric(result, tune.metric) for result in found]))
   return out
 
 
-def holding(config: ml_collections.ConfigDict, ledger: Ledger) -> results.Measured:
+def holding(config: ml_collections.ConfigDict, ledger: Ledger) -> contrasts.Measured:
   """All results that hold, for the tables."""
   found = {cell.name: (cell, result) for cell in plan(config, ledger)
            if (result := ledger.current(cell))}
   methods = {method: {cell.seed: result for name, (cell, result) in found.items()
                       if name.startswith("methods/") and cell.who == method}
              for method in config.methods}
-  return results.Measured(
+  return contrasts.Measured(
       stages={cell.who: result for cell, result in found.values() if cell.stage},
       tuning={method: scores(config, ledger, method) for method in config.tune.methods},
       values={method: choice(config, ledger, method) for method in config.methods},
@@ -237,7 +237,15 @@ def check(config: ml_collections.ConfigDict) -> None:
       known(f"claims.{name}.b", [claim.b], methods + [f"{identity.STAGE}{x}" for x in stages])
     refuse(not claim.effect and not claim.margin,
            f"claims.{name} has neither an effect nor a margin: no verdict can be computed")
+    known(f"claims.{name}.before", [x for x in (claim.before, claim.after) if x], stages)
+    refuse(bool(claim.before) != bool(claim.after),
+           f"claims.{name} has one of `before` and `after`; a gain needs both")
+    refuse(not claim.paired and claim.kind != "difference",
+           f"claims.{name} is not paired; only a difference can be that")
+    refuse(claim.kind == "experts" and claim.effect <= 0,
+           f"claims.{name}.effect is {claim.effect:g}; a lead over experts is above 0")
   for name, sweep in config.sweeps.items():
     known(f"sweeps.{name}.methods", sweep.methods, methods)
+    known(f"sweeps.{name}.base", [sweep.base] if sweep.base else [], stages)
     refuse(len(sweep.points) != len(sweep.methods) or list(sweep.points) != sorted(sweep.points),
            f"sweeps.{name}.points must be ascending, and as many as its methods")

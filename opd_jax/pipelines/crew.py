@@ -31,7 +31,7 @@ LOG = "log.txt"
 
 
 class Worker:
-  """One process. `machine` says what it computes on.
+  """One process; the first that it says is what it computes on.
 
   Args:
     cores: that it may use; none: all.
@@ -47,7 +47,6 @@ class Worker:
       process.start()
     theirs.close()
     self._process = process
-    self.machine: dict[str, Any] = {}
 
   def give(self, config: ml_collections.ConfigDict, workdir: str) -> None:
     """Asks for a run; `pipe` becomes readable when it is done."""

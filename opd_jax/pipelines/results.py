@@ -1,40 +1,48 @@
 """The section of a claims config in RESULTS.md, every number of it from the cells' JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import math
-from typing import Any, NamedTuple
 
 import ml_collections
 
-from opd_jax import config as configs
 from opd_jax.evals import claims as statistics
-from opd_jax.pipelines import identity
-from opd_jax.pipelines.markdown import (labeled, number_of, plain, points, span, table, within)
+from opd_jax.pipelines import contrasts
+from opd_jax.pipelines.contrasts import Measured, by_seed
+from opd_jax.pipelines.markdown import labeled, number_of, plain, points, span, table, within
 
-# An expert is one if it beats what it was made of by this much on its own domain.
-EXPERT_LEAD = 0.15
 VERDICTS = """\
-Differences are paired by seed, with Student's t interval over the seeds. **reproduced**: it
-excludes 0 in the claimed direction; **reversed**: in the other; **inconclusive**: it holds 0 and
-the effect tested for; **not seen**: it holds 0 and not that effect. A claim that something equals
-a value within a margin is **reproduced** if the interval lies within that margin, **not seen** if
-it lies outside, else **inconclusive**. Intervals are not corrected for the number of rows: primary
-rows were chosen beforehand and have the most seeds, the others are explorations."""
+Differences are paired by seed, with Student's t interval over the seeds; "unpaired" ones, between
+methods that do not see the same rows, have Welch's. **reproduced**: the interval excludes 0 in the
+claimed direction, and is **smaller than claimed** if it ends below the effect tested for;
+**reversed**: it excludes 0 in the other direction; **inconclusive**: it holds 0 and that effect;
+**not seen**: it holds 0 and not that effect. Something equal to a value within a margin is
+**reproduced** if the interval lies within that margin, **not seen** if outside, else
+**inconclusive**; a share of a gain has no verdict unless that gain's interval lies above 0. A run
+that diverged counts, and with what it started from; if that was not measured there is no verdict.
+While cells are open, verdicts are provisional."""
+EXPERTS = f"""\
+Every expert is beaten (**reproduced**) if each domain's interval lies above 0. It is **reversed**
+if some domain's lies below 0, and **not seen** if some domain's ends below the effect, both at 0.05
+over the number of domains, as each is a chance to find one; else **inconclusive**. These intervals
+hold the student's seeds and, in quadrature, the binomial error of the expert's own evaluation. An
+expert counts if it beats its base by {points(contrasts.EXPERT_LEAD)} points on its domain."""
+TEACHERS = f"""\
+Strong to weak: there is no verdict if the teacher's training has gained less than
+{points(contrasts.TEACHER_GAIN)} points on the task (**no gain of the teacher**)."""
+CONDITIONS = """\
+All intervals are over the seeds of the methods: they are conditional on one model to start from,
+one set of teachers or experts, and one set of held-out prompts, and say nothing of how others would
+turn out. They are not corrected for the number of rows: primary rows were chosen beforehand and
+have the most seeds, the others are explorations."""
+SWEEP = """\
+Rank correlations (Spearman's) are those of each seed over all rows. **rises**, **falls**: their
+interval excludes 0, and no step between neighbors goes the other way with an interval that excludes
+0; **turns**: there is such a step; **unclear**: neither. Turns: {turns}."""
 BUDGETS = """\
 Student tokens are those that the student sampled for its updates; between methods with the same
 number of updates and rows they differ by the length of its responses alone{spread}. SFT samples
 none: it learns the teacher tokens. Seconds are a cell's own wall time, compilation and evaluations
 included."""
-
-
-class Measured(NamedTuple):
-  """The results that hold."""
-
-  stages: Mapping[str, dict[str, Any]]
-  tuning: Mapping[str, Mapping[float, float]]           # tuned method -> value -> mean score
-  values: Mapping[str, float | None]                    # method -> the value it is reported with
-  methods: Mapping[str, Mapping[int, dict[str, Any]]]   # method -> seed -> result
-  cells: Sequence[dict[str, Any]]                       # all of them
 
 
 def render(config: ml_collections.ConfigDict, found: Measured, left: Sequence[str]) -> str:
@@ -49,12 +57,14 @@ def render(config: ml_collections.ConfigDict, found: Measured, left: Sequence[st
   if left:
     parts.append(f"**Not finished**: {len(left)} cells are open, and the tables are of the others. "
                  f"Open: {', '.join(left)}.")
-  parts += ["### Claims", claims(config, found), VERDICTS]
-  for claim in config.claims.values():
-    if claim.kind == "experts":
-      parts += [f"### `{claim.a}` and each expert on its own domain", experts_table(found, claim)]
+  of_experts = [claim for claim in config.claims.values() if claim.kind == "experts"]
+  parts += ["### Claims", claims(config, found), VERDICTS, EXPERTS if of_experts else "",
+            TEACHERS if any(claim.after for claim in config.claims.values()) else "", CONDITIONS]
+  for claim in of_experts:
+    parts += [f"### `{claim.a}` and each expert on its own domain",
+              experts_table(config, found, claim)]
   for sweep in config.sweeps.values():
-    parts += [f"### {sweep.text}", *sweep_table(found, sweep)]
+    parts += [f"### {sweep.text}", *sweep_table(config, found, sweep)]
   parts += ["### Methods and budgets", methods(config, found),
             BUDGETS.format(spread=spread(found))]
   if config.tune.methods:
@@ -84,102 +94,63 @@ def claims(config: ml_collections.ConfigDict, found: Measured) -> str:
   """A row for each claim: what the paper says, what was run, our number, the verdict."""
   rows = []
   for claim in config.claims.values():
-    ours = statistics.interval(list(contrast(found, claim).values()))
-    number, sign = unit(claim), claim.kind != "share"
-    tested = number(claim.effect, sign)
+    number = contrasts.unit(claim)
+    tested = number(claim.effect, claim.kind != "share")
     if claim.margin:
       tested += f" -+ {number(claim.margin)}"
-      verdict = statistics.equivalence(ours, claim.effect, claim.margin)
-    else:
-      verdict = statistics.verdict(ours, claim.effect)
-    if experts(found, claim) and not counting(found, claim):
-      verdict = "no expert"
-    rows.append([claim.text, claim.paper, ran(found, claim), tested, within(ours, number, sign),
-                 f"{ours.n}{', primary' * claim.primary}", f"**{verdict}**"])
+    rows.append([claim.text, claim.paper, contrasts.ran(found, claim), tested,
+                 *contrasts.judge(config, found, claim)])
   return table(("claim", "the paper", "what we ran", "tested for", "ours, 95%", "seeds", "verdict"),
                rows)
 
 
-def unit(claim: ml_collections.ConfigDict) -> Any:
-  """How a claim's numbers are written."""
-  return {"share": plain, "experts": points, "difference": number_of(claim.metric)}[claim.kind]
-
-
-def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
-  """What a claim compares."""
-  if claim.kind == "experts":
-    none = [domain for domain in experts(found, claim) if domain not in counting(found, claim)]
-    return (f"`{claim.a}` - the expert of each domain, there (points): the smallest of "
-            + ", ".join(domain for domain in claim.experts if domain not in none)
-            + (f"; without {', '.join(none)}, whose expert is none" if none else ""))
-  if claim.kind == "share":
-    return f"`{claim.a}` / `{claim.b}`, {claim.metric}"
-  return f"`{claim.a}` - `{claim.b}`, {labeled(claim.metric)}"
-
-
-def contrast(found: Measured, claim: ml_collections.ConfigDict) -> dict[int, float]:
-  """The number that a claim is about, by seed."""
-  if claim.kind == "experts":
-    return statistics.smallest_lead(
-        {domain: by_seed(found, claim.a, f"domain/{domain}") for domain in claim.experts},
-        {domain: expert for domain, (_, expert) in counting(found, claim).items()})
-  compare = {"difference": statistics.difference, "share": statistics.share}[claim.kind]
-  a = by_seed(found, claim.a, claim.metric)
-  return compare(a, by_seed(found, claim.b, claim.metric, tuple(a)))
-
-
-def counting(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, tuple[float, float]]:
-  """The experts that are such: domain -> accuracy there of the base, and of the expert."""
-  return {domain: pair for domain, pair in experts(found, claim).items()
-          if pair[1] - pair[0] >= EXPERT_LEAD}
-
-
-def experts(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, tuple[float, float]]:
-  """Domain -> accuracy there of the base, and of the expert; {} while one is not measured."""
-  if not {claim.base, *claim.experts.values()} <= found.stages.keys():
-    return {}
-  return {domain: (metric(found.stages[claim.base], f"domain/{domain}"),
-                   metric(found.stages[stage], f"domain/{domain}"))
-          for domain, stage in claim.experts.items()}
-
-
-def experts_table(found: Measured, claim: ml_collections.ConfigDict) -> str:
+def experts_table(config: ml_collections.ConfigDict, found: Measured,
+                  claim: ml_collections.ConfigDict) -> str:
   """Base, expert and student on each domain."""
-  rows, real = [], counting(found, claim)
-  for domain, (base, expert) in experts(found, claim).items():
-    student = by_seed(found, claim.a, f"domain/{domain}")
-    lead = statistics.difference(student, dict.fromkeys(student, expert))
-    rows.append([domain, points(base), points(expert),
+  rows, real = [], contrasts.counting(found, claim)
+  for domain, (base, expert) in contrasts.experts(found, claim).items():
+    student = contrasts.scores(config, found, claim.a, f"domain/{domain}",
+                               config.seeds[claim.a]).values
+    error = contrasts.error_of(found.stages[claim.experts[domain]], domain)
+    rows.append([domain, points(base), f"{points(expert)} -+ {points(error)}",
                  f"{points(expert - base, sign=True)}: {'yes' if domain in real else '**no**'}",
                  within(statistics.interval(list(student.values())), points),
-                 within(statistics.interval(list(lead.values())), points, sign=True)])
-  return table(("domain", f"`{claim.base}`", "its expert",
-                f"is it one (+{points(EXPERT_LEAD)} points)?", f"`{claim.a}`, 95%",
+                 within(statistics.lead(student, expert, error), points, sign=True)])
+  return table(("domain", f"`{claim.base}`", "its expert, standard error",
+                f"is it one (+{points(contrasts.EXPERT_LEAD)} points)?", f"`{claim.a}`, 95%",
                 f"`{claim.a}` - its expert, 95%"), rows)
 
 
-def sweep_table(found: Measured, sweep: ml_collections.ConfigDict) -> list[str]:
-  """A row for each value of the parameter; how monotone the measures are, and where they break."""
-  rows, breaks = [], []
-  curves = {name: [by_seed(found, method, name) for method in sweep.methods]
-            for name in sweep.metrics}
+def sweep_table(config: ml_collections.ConfigDict, found: Measured,
+                sweep: ml_collections.ConfigDict) -> list[str]:
+  """A row for each value of the parameter; which way the measures go, and where they turn."""
+  rows, turns = [], []
+  sides = {name: [contrasts.scores(config, found, method, name, config.seeds[method])
+                  for method in sweep.methods] for name in sweep.metrics}
+  curves = {name: [side.values for side in row] for name, row in sides.items()}
+  if sweep.base and (start := found.stages.get(sweep.base)):
+    values = {name: contrasts.of_stage(start, name) for name in sweep.metrics}
+    rows.append(["at the start", f"`{sweep.base}`", "", *(
+        number_of(name)(x) if math.isfinite(x) else "-" for name, x in values.items())])
   for i, (value, method) in enumerate(zip(sweep.points, sweep.methods)):
-    rows.append([f"{value:g}", f"`{method}`", str(len(found.methods.get(method, {}))), *(
+    diverged = max(row[i].diverged for row in sides.values())
+    rows.append([f"{value:g}", f"`{method}`", str(len(found.methods.get(method, {})))
+                 + f", {diverged} diverged" * bool(diverged), *(
         within(statistics.interval(list(curve[i].values())), number_of(name))
         for name, curve in curves.items())])
   trends = {name: statistics.trend(sweep.points, curve) for name, curve in curves.items()}
   for name, trend in trends.items():
-    breaks += [f"{labeled(name)} turns between {sweep.points[i]:g} and {sweep.points[i + 1]:g}, by "
-               + within(step, number_of(name), sign=True) for i, step in trend.breaks]
+    turns += [f"{labeled(name)} between {sweep.points[i]:g} and {sweep.points[i + 1]:g}, by "
+              + within(step, number_of(name), sign=True) for i, step in trend.breaks]
   seeds = ", ".join(dict.fromkeys(str(trend.rho.n) for trend in trends.values()))
+  there, wanted = (sum(len(seeds.get(method, ())) for method in sweep.methods)
+                   for seeds in (found.methods, config.seeds))
+  still = f"{there} of {wanted} cells" if there < wanted else ""
   rows.append(["rank correlation", "", seeds, *(within(t.rho, plain) for t in trends.values())])
-  rows.append(["monotone?", "", "", *(f"**{trend.verdict}**" for trend in trends.values())])
+  rows.append(["direction", "", "", *(contrasts.shown(trend.direction, still) for trend in trends.values())])
   return [f"The paper: {sweep.paper}" if sweep.paper else "",
           table((sweep.parameter, "method", "seeds", *map(labeled, sweep.metrics)), rows),
-          "Rank correlations (Spearman's) are those of each seed over all rows. **reproduced**: "
-          "their interval excludes 0, and no step between neighbors goes the other way with an "
-          "interval that excludes 0; such a step is a break, and gives **not seen**. Breaks: "
-          f"{'; '.join(breaks) or 'none'}."]
+          SWEEP.format(turns="; ".join(turns) or "none")]
 
 
 def methods(config: ml_collections.ConfigDict, found: Measured) -> str:
@@ -228,7 +199,8 @@ def tuning(config: ml_collections.ConfigDict, found: Measured) -> str:
       rows.append([f"`{method}`", *[""] * len(tune.grid),
                    f"{taken}, that of `{who}`" if who else "not tuned: as in its config"])
   seeds = ", ".join(map(str, tune.seeds))
-  return (f"By {labeled(tune.metric)}, of seed {seeds}, which is not among those reported.\n\n"
+  return (f"By {labeled(tune.metric)}, the mean over seeds that are not among those reported: "
+          f"{seeds}.\n\n"
           + table(("method", *(f"{x:g}" for x in tune.grid), "taken"), rows))
 
 
@@ -248,39 +220,10 @@ def stages(config: ml_collections.ConfigDict, found: Measured) -> str:
   for stage, section in config.stages.items():
     how = section.loss.signal if section.pipeline == "opd" else section.pipeline
     if result := found.stages.get(stage):
-      scores = [number_of(name)(metric(result, name)) if name in result["metrics"] else ""
+      scores = [number_of(name)(x) if math.isfinite(x := contrasts.of_stage(result, name)) else ""
                 for name in names]
       rows.append([f"`{stage}`", how, *scores, *(
           span([result[key]]) for key in ("updates", "student_tokens", "wall_s"))])
     else:
       rows.append([f"`{stage}`", how, "open"])
   return table(("stage", "how", *map(labeled, names), "updates", "student tokens", "seconds"), rows)
-
-
-def by_seed(found: Measured, who: str, name: str, seeds: Sequence[int] = ()) -> dict[int, float]:
-  """A metric of a method by seed, of the seeds where it is finite.
-
-  Args:
-    who: a method; or "stage:NAME", which is the same for all of `seeds`.
-  """
-  if who.startswith(identity.STAGE):
-    stage = found.stages.get(who.removeprefix(identity.STAGE))
-    values = dict.fromkeys(seeds, metric(stage, name)) if stage else {}
-  else:
-    values = {seed: metric(cell, name) for seed, cell in found.methods.get(who, {}).items()}
-  return {seed: value for seed, value in values.items() if math.isfinite(value)}
-
-
-def metric(result: Mapping[str, Any], name: str) -> float:
-  """A number of a cell; NaN where it was not finite, or the run diverged.
-
-  Raises: ValueError if it was not measured.
-  """
-  if "diverged" in result:
-    return math.nan
-  if name not in result["metrics"]:
-    raise ValueError(f"{result['cell']} has no metric {name!r}."
-                     + configs.nearest(name, result["metrics"])
-                     + f" It has: {', '.join(result['metrics'])}")
-  value = result["metrics"][name]
-  return math.nan if value is None else value

@@ -29,6 +29,26 @@ class IntervalTest(parameterized.TestCase):
     test = stats.ttest_rel(list(a.values()), list(b.values())).confidence_interval(0.95)
     np.testing.assert_allclose((found.low, found.high), test)
 
+  @parameterized.parameters((10, 5), (5, 10), (2, 3))
+  def test_an_unpaired_difference_is_scipys_welch_test(self, n, m):
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(0.3, 0.1, n), rng.normal(0.1, 0.4, m)
+    found = claims.welch(list(a), list(b))
+    test = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(found, (a.mean() - b.mean(), *test, min(n, m)))
+
+  def test_an_unpaired_difference_needs_two_of_each_and_may_be_a_point(self):
+    self.assertTrue(math.isnan(claims.welch([0.5, 0.6], [0.1]).low))
+    self.assertTrue(math.isnan(claims.welch([], []).mean))
+    self.assertEqual(claims.welch([0.5, 0.5], [0.25] * 3), Interval(0.25, 0.25, 0.25, 2))
+
+  def test_an_independent_error_is_added_in_quadrature(self):
+    found = claims.widened(Interval(0.1, 0.07, 0.13, 5), 0.04 / 1.959964)
+    np.testing.assert_allclose(found, (0.1, 0.05, 0.15, 5), rtol=1e-5)
+    self.assertEqual(claims.widened(Interval(0.5, 0.25, 0.75, 5), 0.0),
+                     Interval(0.5, 0.25, 0.75, 5))
+    self.assertTrue(math.isnan(claims.widened(Interval(0.1, math.nan, math.nan, 1), 0.1).low))
+
   def test_equal_values_are_a_point_and_too_few_are_no_interval(self):
     self.assertEqual(claims.interval([0.5, 0.5, 0.5]), Interval(0.5, 0.5, 0.5, 3))
     one = claims.interval([0.5])
@@ -46,7 +66,7 @@ class VerdictTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (0.01, 0.05, 0.02, "reproduced"),
-      (0.01, 0.05, 0.50, "reproduced"),    # less than claimed, but there
+      (0.01, 0.05, 0.50, "reproduced, smaller than claimed"),
       (-0.05, -0.01, 0.02, "reversed"),
       (-0.01, 0.05, 0.02, "inconclusive"),  # holds 0 and the claimed effect
       (0.0, 0.05, 0.02, "inconclusive"),    # 0 is in it
@@ -54,6 +74,7 @@ class VerdictTest(parameterized.TestCase):
       (-0.01, 0.01, 0.02, "not seen"),      # holds 0, and excludes the claimed effect
       (-0.03, 0.0, 0.02, "not seen"),
       (-0.05, -0.01, -0.02, "reproduced"),  # a claim of less
+      (-0.02, -0.01, -0.03, "reproduced, smaller than claimed"),
       (0.01, 0.05, -0.02, "reversed"),
       (-0.05, 0.01, -0.02, "inconclusive"),
       (-0.01, 0.01, -0.02, "not seen"),
@@ -75,13 +96,50 @@ class VerdictTest(parameterized.TestCase):
 
 class ExpertsTest(absltest.TestCase):
 
-  def test_the_smallest_lead_counts_and_not_the_average(self):
-    student = {"sort": {0: 0.9, 1: 0.8}, "count": {0: 0.5, 1: 0.75, 2: 0.9}}
-    found = claims.smallest_lead(student, {"sort": 0.5, "count": 0.7})
-    self.assertEqual(found.keys(), {0, 1})
-    self.assertAlmostEqual(found[0], -0.2)  # wins by 0.4 in the one, loses in the other
-    self.assertAlmostEqual(found[1], 0.05)
-    self.assertEqual(claims.smallest_lead(student, {}), {})
+  def beats(self, sort, count, effect=0.01, error=0.0):
+    """What values by seed of a student say; `error` is of the expert in `count`."""
+    student = {"sort": dict(enumerate(sort)), "count": dict(enumerate(count))}
+    return claims.beats_all(student, {"sort": (0.5, 0.0), "count": (0.7, error)}, effect)
+
+  def test_all_must_be_beaten_and_not_the_average(self):
+    high, low = (0.88, 0.9, 0.92), (0.74, 0.75, 0.76)
+    self.assertEqual(self.beats(high, low), "reproduced")
+    self.assertEqual(self.beats(high, (0.6, 0.61, 0.62)), "reversed")    # by 0.4, and by -0.09
+    self.assertEqual(self.beats(high, (0.6, 0.7, 0.8)), "inconclusive")
+    self.assertEqual(self.beats(high, (0.6, 0.7, 0.8), effect=0.5), "not seen")
+    self.assertEqual(self.beats(high, low, effect=0.2), "reproduced, smaller than claimed")
+    self.assertEqual(self.beats((0.9,), (0.9,)), "open")
+    self.assertEqual(claims.beats_all({}, {}, 0.01), "open")
+
+  def test_the_experts_own_error_widens_every_lead(self):
+    sort, count = (0.88, 0.9, 0.92), (0.74, 0.75, 0.76)
+    self.assertEqual(self.beats(sort, count, error=0.02), "reproduced")
+    self.assertEqual(self.beats(sort, count, error=0.03), "inconclusive")
+    found = claims.lead({0: 0.74, 1: 0.76}, 0.7, 0.01)
+    half = math.hypot(12.706 * 0.01, 1.96 * 0.01)  # t of 1; the standard error of 2 seeds is 0.01
+    np.testing.assert_allclose(found, (0.05, 0.05 - half, 0.05 + half, 2), atol=1e-4)
+
+  def test_one_domain_that_loses_is_held_to_a_level_for_all_of_them(self):
+    sort, count = (0.88, 0.9, 0.92), (0.66, 0.67, 0.682)
+    at = lambda level: claims.lead(dict(enumerate(count)), 0.7, 0.0, level)
+    self.assertLess(at(0.95).high, 0)
+    self.assertGreater(at(0.975).high, 0)
+    self.assertEqual(self.beats(sort, count, effect=0.05), "not seen")
+    self.assertEqual(claims.beats_all({"count": dict(enumerate(count))}, {"count": (0.7, 0.0)},
+                                      0.05), "reversed")
+
+  def test_a_student_that_equals_its_experts_is_seldom_reversed(self):
+    # The smallest of its 5 noisy leads lies below 0 nearly always: that would be "reversed".
+    rng, words, below = np.random.default_rng(0), [], 0
+    experts = dict.fromkeys("abcde", (0.5, 0.0))
+    for _ in range(200):
+      student = {domain: dict(enumerate(rng.normal(0.5, 0.02, 10))) for domain in experts}
+      words.append(claims.beats_all(student, experts, 0.01))
+      smallest = [min(values[seed] - 0.5 for values in student.values()) for seed in range(10)]
+      below += claims.interval(smallest).high < 0
+    self.assertGreater(below, 190)
+    self.assertLess(words.count("reversed"), 200 * 0.05)
+    self.assertEqual(words.count("reproduced"), 0)
 
 
 class TrendTest(absltest.TestCase):
@@ -94,43 +152,46 @@ class TrendTest(absltest.TestCase):
 
   def test_a_rising_measure_is_monotone(self):
     found = self.trend((1.0, 2.0, 3.0, 4.0), (1.1, 2.2, 2.9, 4.4), (0.9, 2.1, 3.3, 4.2))
-    self.assertEqual((found.rho, found.breaks, found.verdict),
-                     (Interval(1.0, 1.0, 1.0, 3), [], "reproduced"))
+    self.assertEqual((found.rho, found.breaks, found.direction),
+                     (Interval(1.0, 1.0, 1.0, 3), [], "rises"))
     falling = self.trend((4.0, 3.0, 2.0, 1.0), (4.4, 3.3, 2.2, 1.1))
-    self.assertEqual((falling.rho.mean, falling.verdict), (-1.0, "reproduced"))
+    self.assertEqual((falling.rho.mean, falling.direction), (-1.0, "falls"))
 
   def test_a_sure_turn_is_a_break_and_says_where(self):
     found = self.trend((1.0, 2.0, 3.0, 2.5), (1.1, 2.2, 3.1, 2.6), (0.9, 2.1, 3.2, 2.7))
     self.assertEqual([i for i, _ in found.breaks], [2])
     self.assertAlmostEqual(found.breaks[0][1].mean, -0.5)
-    self.assertEqual(found.verdict, "not seen")
+    self.assertEqual(found.direction, "turns")
     self.assertGreater(found.rho.low, 0)
+
+  def test_up_and_down_again_turns_though_no_way_prevails(self):
+    rows = [(1.0, 2.0, 2.5, 1.4), (1.1, 2.2, 2.6, 0.9), (0.9, 2.1, 2.8, 1.0)]
+    found = self.trend(*rows)
+    self.assertLess(found.rho.low, 0)
+    self.assertGreater(found.rho.high, 0)
+    self.assertEqual((found.direction, [i for i, _ in found.breaks]), ("turns", [2]))
+
+  def test_one_sure_step_against_no_trend_is_no_turn(self):
+    found = self.trend((2.0, 1.0, 1.0, 2.1), (2.0, 1.1, 1.4, 1.1), (2.0, 0.9, 1.9, 3.9))
+    self.assertGreater(found.rho.mean, 0)
+    self.assertLess(found.rho.low, 0)
+    self.assertEqual((found.direction, found.breaks), ("unclear", []))
 
   def test_a_turn_within_the_noise_is_none(self):
     found = self.trend((1.0, 2.0, 3.0, 4.0), (1.1, 2.2, 3.1, 2.6), (0.9, 2.1, 3.2, 3.3))
     self.assertEqual(found.breaks, [])
-    self.assertEqual(found.verdict, "reproduced" if found.rho.low > 0 else "inconclusive")
+    self.assertEqual(found.direction, "rises" if found.rho.low > 0 else "unclear")
 
   def test_rank_correlation_is_scipys_with_ties_and_0_where_nothing_changes(self):
     x, y = [0, 1, 2, 3, 4], [3, 1, 1, 5, 4]
     self.assertAlmostEqual(claims.spearman(x, y), stats.spearmanr(x, y).statistic)
     self.assertEqual(claims.spearman(x, [2] * 5), 0.0)
-    self.assertEqual(self.trend((1.0, 1.0, 1.0, 1.0), (2.0, 2.0, 2.0, 2.0)).verdict, "inconclusive")
+    self.assertEqual(self.trend((1.0, 1.0, 1.0, 1.0), (2.0, 2.0, 2.0, 2.0)).direction, "unclear")
 
   def test_seeds_that_a_point_lacks_are_left_out(self):
     curves = [{0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0, 5: 0.0}, {0: 3.0}, {0: 4.0, 1: 0.0}]
     found = claims.trend(self.POINTS, curves)
-    self.assertEqual((found.rho.n, found.verdict), (1, "open"))
-
-
-class AreaTest(absltest.TestCase):
-
-  def test_the_faster_of_two_curves_with_the_same_ends_has_the_larger_area(self):
-    slow, fast = [(0, 0.2), (50, 0.4), (100, 0.6)], [(0, 0.2), (50, 0.6), (100, 0.6)]
-    self.assertAlmostEqual(claims.area(slow), 0.4)
-    self.assertAlmostEqual(claims.area(fast), 0.5)
-    self.assertAlmostEqual(claims.area([(0, 0.0), (10, 1.0), (100, 1.0)]), 0.95)
-    self.assertTrue(math.isnan(claims.area([(100, 0.5)])))
+    self.assertEqual((found.rho.n, found.direction), (1, "open"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Cells run once, again when what they rest on has changed, and a failure stops no other."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -19,6 +20,24 @@ from opd_jax import progress
 from opd_jax.pipelines import claims, crew, measured
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+# Nearly all of the time is XLA's: workers are asked for quick code, and to keep it where main does.
+CACHE = str(pathlib.Path.home() / ".cache/opd_jax/xla")
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+UNDO = contextlib.ExitStack()
+
+
+def setUpModule():
+  UNDO.callback(jax.config.update, "jax_compilation_cache_dir",
+                jax.config.jax_compilation_cache_dir)
+  jax.config.update("jax_compilation_cache_dir", CACHE)
+  UNDO.enter_context(mock.patch.dict(os.environ, {
+      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}",
+      "JAX_COMPILATION_CACHE_DIR": CACHE}))
+
+
+def tearDownModule():
+  UNDO.close()
 
 
 def load(name, form):
@@ -80,13 +99,6 @@ class ClaimsTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
-    # Nearly all of the time is XLA's: it is asked for quick code, and to keep it, where main does.
-    before = jax.config.jax_compilation_cache_dir
-    cls.addClassCleanup(jax.config.update, "jax_compilation_cache_dir", before)
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
-    cls.enterClassContext(mock.patch.dict(os.environ, XLA_FLAGS=" ".join((
-        os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true"))))
     cls.config = load("g_opd", "smoke")
     cls.names, cls.notes = run(cls.config, cls.workdir)
 
@@ -213,7 +225,7 @@ class SittingTest(parameterized.TestCase):
     script = self.create_tempfile("sitting.py", code).full_path
     process = subprocess.Popen([sys.executable, script], cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
     for _ in range(1200):
       if list(pathlib.Path(workdir).glob("results/methods/*.json")):
         break
@@ -250,6 +262,15 @@ class SittingTest(parameterized.TestCase):
       (dict(methods=dict(one=configs.on_policy())), "log_every=10; tokens are counted"),
       (dict(claims=dict(x=dict(a="one", b="two", effect=1))), "claims.x.b names 'two'; there is"),
       (dict(claims=dict(x=dict(a="one", b="one"))), "claims.x has neither an effect nor a margin"),
+      (dict(claims=dict(x=dict(a="one", b="one", effect=1, after="two", before="two"))),
+       "claims.x.before names 'two'"),
+      (dict(claims=dict(x=dict(a="one", b="one", effect=1, before="s")), stages=dict(s=asking())),
+       "claims.x has one of `before` and `after`"),
+      (dict(claims=dict(x=dict(a="one", b="one", effect=1, paired=False, kind="share"))),
+       "claims.x is not paired"),
+      (dict(claims=dict(x=dict(a="one", kind="experts", effect=-1, base="s")),
+            stages=dict(s=asking())), "claims.x.effect is -1; a lead over experts"),
+      (dict(sweeps=dict(x=dict(base="two"))), "sweeps.x.base names 'two'"),
       (dict(claims=dict(x=dict(a="one", kind="ratio"))), "claims.x.kind names 'ratio'"),
       (dict(sweeps=dict(x=dict(points=(2.0, 1.0), methods=("one", "one")))), "must be ascending"),
   )
@@ -272,8 +293,36 @@ class SittingTest(parameterized.TestCase):
       for claim in config.claims.values():
         if claim.primary:
           self.assertLen(config.seeds[claim.a], 10)
+          self.assertIn(claim.a, config.tune.methods)
+      self.assertLen(config.tune.seeds, 3)
     else:
       self.assertEqual((config.results, config.table), ("", ""))
+      self.assertLen(config.tune.seeds, 1)
+    for claim in config.claims.values():  # what SFT learns are other rows
+      if claim.kind == "difference":
+        sft = any(config.methods[who].pipeline == "sft" for who in (claim.a, claim.b))
+        self.assertEqual(claim.paired, not sft)
+      self.assertNotIn(">=", claim.text)
+
+  def test_a_sweep_has_one_learning_rate(self):
+    config = load("g_opd", "")
+    sweep = config.sweeps.lam
+    self.assertEqual(tuple(sweep.points), tuple(config.methods[x].loss.lam for x in sweep.methods))
+    self.assertEqual({config.tune.follows.get(x, x) for x in sweep.methods}, {"exopd"})
+    self.assertEqual(config.methods.lam_1, config.methods.opd)
+    self.assertEqual(config.stages[sweep.base].student.source, "stage:base")
+
+  def test_models_to_start_from_are_evaluated_with_more_samples(self):
+    config = load("g_opd", "")
+    cell = config.methods.exopd.eval
+    for name, stage in config.stages.items():
+      if name.endswith(("_on_all", "_expo")):
+        self.assertEqual((stage.eval.samples, stage.eval.prompts), (32, cell.prompts))
+        self.assertEqual(stage.eval.samples * stage.eval.batch, cell.samples * cell.batch)
+    for claim in config.claims.values():
+      if claim.a.startswith("s2w"):
+        self.assertEqual((claim.before, claim.after),
+                         ("teacher_before_on_all", "teacher_after_on_all"))
 
 
 if __name__ == "__main__":

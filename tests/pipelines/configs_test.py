@@ -9,6 +9,10 @@ from absl.testing import absltest, parameterized
 
 from opd_jax import config as configs
 from opd_jax import main
+from opd_jax.data import loader
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.data.builders import domains
+from opd_jax.models.source import TINY
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NEEDS_DATA = ("gsm8k_smollm2",)
@@ -43,6 +47,27 @@ class SmokeTest(parameterized.TestCase):
       lines = [json.loads(x) for x in pathlib.Path(workdir, "metrics.jsonl").read_text().split("\n")
                if x]
       self.assertEqual(lines[-1]["step"], config.total_steps)
+
+  def test_no_question_of_the_domains_is_too_long_for_who_asks_them(self):
+    tokenizer = tokenizers.load(TINY / "weak")
+    encode = loader.encode_answered(tokenizer)
+    rows = [encode(row) for row in domains.splits(train=3000, test=10)["train"]()]
+    prompt = max(len(row["prompt_ids"]) for row in rows)
+    self.assertEqual(prompt, 41)  # to count in ten digits
+    whole = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+    claims = load("claims/g_opd", "")
+    asking = [load("domains", "base"), load("domains", "count"), load("exopd_multi_teacher", ""),
+              *claims.stages.values(), *claims.methods.values()]
+    for config in asking:
+      self.assertEqual(config.data.builder, "domains")
+      self.assertGreaterEqual(config.rollout.max_prompt, prompt)
+      if config.pipeline == "sft":
+        self.assertGreaterEqual(max(config.batch.buckets), whole)
+    for name in ("sft", "s2w_sft"):  # whatever a teacher says
+      config = claims.methods[name]
+      self.assertGreaterEqual(max(config.batch.buckets),
+                              config.rollout.max_prompt + config.rollout.max_response)
+      self.assertEqual(config.batch.tokens, config.rollout.prompts * max(config.batch.buckets))
 
   def test_eval_of_gsm8k_takes_any_jsonl_file_and_model(self):
     rows = [json.dumps(dict(id=str(i), question=f"{i} + 1 = ?", solution="Add.", answer=str(i + 1)))

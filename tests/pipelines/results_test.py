@@ -5,7 +5,7 @@ import pathlib
 from absl.testing import absltest
 
 from opd_jax import config as configs
-from opd_jax.pipelines import markdown, results
+from opd_jax.pipelines import contrasts, markdown, results
 
 MEAN = "eval/mean@8"
 EXPERTS = dict(kind="experts", a="new", experts=dict(sort="sorter", count="counter"), base="base",
@@ -36,6 +36,7 @@ def cell(name, mean, sort=0.5, count=0.5, **changes):
       cell=name, date="2026-11-21", commit="abc", wall_s=30.0, updates=100, rows=64,
       student_tokens=2000, teacher_tokens=0,
       machine=dict(cpu="a CPU", cores=2, workers=2, device="cpu", jax="0.10"),
+      curve=[], config=dict(eval=dict(prompts=200, samples=8)),
       metrics={MEAN: mean, "gain/mean@8": mean - 0.2, "eval/length": 40.0, "domain/sort": sort,
                "domain/count": count}) | changes
 
@@ -50,10 +51,10 @@ def measured(**changes):
           old={seed: cell(f"old-{seed}", 0.4 + 0.01 * seed) for seed in range(3)},
           new={seed: cell(f"new-{seed}", 0.5 + 0.02 * seed, 0.7, 0.8 - 0.05 * seed)
                for seed in range(3)},
-          half={seed: cell(f"half-{seed}", 0.3) for seed in range(2)})) | changes
+          half={seed: cell(f"half-{seed}", 0.3) for seed in range(3)})) | changes
   cells = [*found["stages"].values(),
            *(x for method in found["methods"].values() for x in method.values())]
-  return results.Measured(**found, cells=cells)
+  return contrasts.Measured(**found, cells=cells)
 
 
 def row(text, start):
@@ -70,36 +71,126 @@ class RenderTest(absltest.TestCase):
     self.assertEqual(row(text, "new"), [
         "new ! old", "+9", "`new` - `old`, eval/mean@8 (points)", "+5.0", "+11.0 [+8.5, +13.5]",
         "3, primary", "**reproduced**"])
-    part = row(text, "half is all")  # 0.1 / 0.3, 0.1 / 0.32: not near 1
-    self.assertEqual(part[3:], ["1.000 -+ 0.100", "0.323 [0.191, 0.455]", "2", "**not seen**"])
+    part = row(text, "half is all")  # 0.1 / 0.3, 0.1 / 0.32, 0.1 / 0.34: not near 1
+    self.assertEqual(part[3:], ["1.000 -+ 0.100", "0.313 [0.265, 0.362]", "3", "**not seen**"])
+
+  def test_a_contrast_without_common_rows_is_not_paired(self):
+    config = make(claims=dict(more=dict(text="more", a="new", b="old", metric=MEAN, effect=0.05,
+                                        paired=False)))
+    # The same mean; t of 2.94 degrees of freedom, and sqrt(1 + 4) / 100 / sqrt(3).
+    self.assertEqual(row(results.render(config, measured(), []), "more")[4:],
+                     ["+11.0 [+6.8, +15.2], unpaired", "3", "**reproduced**"])
+
+  def test_less_than_claimed_is_said(self):
+    config = make(claims=dict(more=dict(text="more", a="new", b="old", metric=MEAN, effect=0.2)))
+    self.assertEqual(row(results.render(config, measured(), []), "more")[-1],
+                     "**reproduced, smaller than claimed**")
+
+  def test_a_verdict_is_provisional_while_cells_are_open(self):
+    methods = measured().methods
+    del methods["new"][2]
+    text = results.render(make(), measured(methods=methods), ["methods/new-s2"])
+    self.assertEqual(row(text, "new")[-1], "reproduced (provisional: 2 of 3 seeds)")
+    self.assertEqual(row(text, "beats every")[-1], "inconclusive (provisional: 2 of 3 seeds)")
+    self.assertEqual(row(text, "direction")[3], "rises (provisional: 8 of 9 cells)")
+    config = make(claims=dict(more=dict(text="more", a="new", b="old", metric=MEAN, effect=0.05,
+                                        paired=False)))
+    self.assertEqual(row(results.render(config, measured(methods=methods), []), "more")[-1],
+                     "reproduced (provisional: 2 of 3 and 3 of 3 seeds)")
+
+  def test_a_seed_that_diverged_counts_with_what_it_started_from(self):
+    methods = measured().methods
+    methods["new"][2] |= dict(diverged="update 3", metrics={})
+    text = results.render(make(), measured(methods=methods), [])
+    # What they start from is not measured here: no verdict, though two seeds would give one.
+    self.assertEqual(row(text, "new")[4:],
+                     ["+10.5 [+4.1, +16.9]", "2, 1 diverged, primary", "**1 diverged**"])
+    # A gain of nothing is known of any start: shares 0.333, 0.313 and 0.1 / 0, which there is not.
+    self.assertEqual(row(text, "half is all")[5:], ["2, 1 diverged", "**no clear gain of `new`**"])
+    config = make()
+    for method in config.methods.values():
+      method.student.source = "stage:base"  # 0.3
+    text = results.render(config, measured(methods=methods), [])
+    self.assertEqual(row(text, "new")[4:],  # 0.10, 0.11, 0.3 - 0.42
+                     ["+3.0 [-29.3, +35.3]", "3, 1 diverged, primary", "**inconclusive**"])
+    self.assertIn("sort -3.3 [", row(text, "beats every")[4])  # 0.1, 0.1, 0.3 - 0.6
+    self.assertEqual(row(text, "beats every")[5:], ["3, 1 diverged", "**inconclusive**"])
+    self.assertEqual(row(text, "2")[2], "3, 1 diverged")
+
+  def test_what_a_run_without_a_stage_started_from_is_the_first_of_a_curve(self):
+    methods = measured().methods
+    methods["new"][2] |= dict(diverged="update 3", metrics={})
+    methods["old"][0]["curve"] = [(0, 0.4), (100, 0.5)]
+    text = results.render(make(), measured(methods=methods), [])
+    self.assertEqual(row(text, "new")[5], "3, 1 diverged, primary")  # 0.10, 0.11, 0.4 - 0.42
+    self.assertStartsWith(row(text, "new")[4], "+6.3 [")
+
+  def test_a_share_of_no_clear_gain_has_no_verdict(self):
+    methods = measured().methods
+    for seed, gain in enumerate((0.3, 0.1, -0.1)):
+      methods["new"][seed]["metrics"]["gain/mean@8"] = gain
+    text = results.render(make(), measured(methods=methods), [])
+    self.assertEqual(row(text, "half is all")[-1], "**no clear gain of `new`**")
+
+  def test_a_student_learns_nothing_of_a_teacher_that_has_not(self):
+    claim = dict(text="more", a="new", b="old", metric=MEAN, effect=0.05, before="base",
+                 after="sorter")
+    config = make(claims=dict(more=claim), tune=dict(metric=MEAN))
+    verdict = lambda found: row(results.render(config, found, []), "more")[-1]
+    self.assertEqual(verdict(measured()), "**reproduced**")     # 0.3 to 0.5
+    start, no_more = measured().stages, cell("sorter", 0.34)
+    self.assertEqual(verdict(measured(stages=start | dict(sorter=no_more))),
+                     "**no gain of the teacher**")
+    more_samples = cell("sorter", 0.5)
+    more_samples["metrics"]["eval/mean@32"] = more_samples["metrics"].pop(MEAN)
+    self.assertEqual(verdict(measured(stages=start | dict(sorter=more_samples))), "**reproduced**")
+    del start["sorter"]
+    self.assertEqual(verdict(measured(stages=start)), "open")
 
   def test_every_expert_is_to_be_beaten_where_it_is_one(self):
     text = results.render(make(), measured(), [])
-    # Leads: sort 0.10; count 0.10, 0.05, 0.00. The smallest: 0.10, 0.05, 0.00.
-    self.assertEqual(row(text, "beats every")[4:], ["+5.0 [-7.4, +17.4]", "3", "**inconclusive**"])
-    self.assertEqual(row(text, "sort")[:4], ["sort", "30.0", "60.0", "+30.0: yes"])
+    # Leads: sort 0.10 thrice; count 0.10, 0.05, 0.00. An expert's error, of 100 prompts a domain
+    # and 8 samples: sqrt(0.24 / 800) = 0.0173, sqrt(0.21 / 800) = 0.0162.
+    self.assertEqual(row(text, "beats every")[4:], [
+        "sort +10.0 [+6.6, +13.4]; count +5.0 [-7.8, +17.8]", "3", "**inconclusive**"])
+    self.assertEqual(row(text, "sort")[:4], ["sort", "30.0", "60.0 -+ 1.7", "+30.0: yes"])
+    self.assertEqual(row(text, "sort")[5], "+10.0 [+6.6, +13.4]")
+    self.assertIn("one set of teachers or experts, and one set of held-out prompts", text)
     weak = measured(stages=measured().stages | dict(counter=cell("counter", 0.5, 0.3, 0.4)))
     text = results.render(make(), weak, [])
     self.assertEqual(row(text, "count")[3], "+10.0: **no**")
     self.assertEndsWith(row(text, "beats every")[2],
-                        "smallest of sort; without count, whose expert is none")
-    self.assertEqual(row(text, "beats every")[4:], ["+10.0 [+10.0, +10.0]", "3", "**reproduced**"])
+                        "there (points); without count, whose expert is none")
+    self.assertEqual(row(text, "beats every")[4:],
+                     ["sort +10.0 [+6.6, +13.4]", "3", "**reproduced**"])
     none = measured(stages={name: cell(name, 0.3, 0.3, 0.3) for name in measured().stages})
     self.assertEqual(row(results.render(make(), none, []), "beats every")[4:],
                      ["-", "0", "**no expert**"])
 
   def test_the_sweep_has_a_row_a_value_and_says_where_it_breaks(self):
     text = results.render(make(), measured(), [])
-    self.assertEqual(row(text, "0.5"), ["0.5", "`half`", "2", "30.0 [30.0, 30.0]",
+    self.assertEqual(row(text, "0.5"), ["0.5", "`half`", "3", "30.0 [30.0, 30.0]",
                                         "40.0 [40.0, 40.0]"])
-    self.assertEqual(row(text, "rank"), ["rank correlation", "", "2", "1.000 [1.000, 1.000]",
+    self.assertEqual(row(text, "rank"), ["rank correlation", "", "3", "1.000 [1.000, 1.000]",
                                          "0.000 [0.000, 0.000]"])
-    self.assertEqual(row(text, "monotone?")[3:], ["**reproduced**", "**inconclusive**"])
-    self.assertIn("Breaks: none.", text)
+    self.assertEqual(row(text, "direction")[3:], ["**rises**", "**unclear**"])
+    self.assertIn("Turns: none.", text)
+    self.assertNotIn("at the start", text)
     worse = measured(methods=measured().methods | dict(
         new={seed: cell(f"new-{seed}", 0.3 + 0.02 * seed) for seed in range(3)}))
-    self.assertIn("eval/mean@8 (points) turns between 1 and 2, by -9.0 [-11.5, -6.5]",
-                  results.render(make(), worse, []))
+    text = results.render(make(), worse, [])
+    self.assertIn("Turns: eval/mean@8 (points) between 1 and 2, by -9.0 [-11.5, -6.5]", text)
+    self.assertEqual(row(text, "direction")[3], "**turns**")
+
+  def test_the_sweep_shows_what_it_starts_from(self):
+    config = make()
+    config.sweeps.lam.base = "base"
+    config.sweeps.lam.metrics = (MEAN, "eval/length", "gain/mean@8")
+    found = measured()
+    found.stages["base"]["metrics"]["eval/mean@32"] = found.stages["base"]["metrics"].pop(MEAN)
+    del found.stages["base"]["metrics"]["gain/mean@8"]
+    self.assertEqual(row(results.render(config, found, []), "at the start"),
+                     ["at the start", "`base`", "", "30.0", "40.0", "-"])
 
   def test_learning_rates_are_said_with_what_was_tried(self):
     text = results.render(make(), measured(), [])
@@ -116,7 +207,7 @@ class RenderTest(absltest.TestCase):
     _, _, below = text.partition("### Methods and budgets")
     self.assertEqual(row(below, "`old`")[3:], ["100", "64", "2,200 (2,000 to 2,600)", "0",
                                                "35 (30 to 45)", "0, 1, 2"])
-    self.assertEqual(row(below, "`half`")[-1], "0, 1 (1 diverged)")
+    self.assertEqual(row(below, "`half`")[-1], "0, 1, 2 (1 diverged)")
     self.assertIn("differ by the length of its responses alone: by up to 10% here.", text)
     self.assertIn("wall times are 6 minutes in all, 2 side by side: 3 minutes.", text)
     methods["new"][0]["metrics"]["loss/weight"] = 1.3
@@ -125,11 +216,11 @@ class RenderTest(absltest.TestCase):
                      ["1.000", "1.100"])
 
   def test_what_is_open_is_named_and_an_empty_table_is_one(self):
-    nothing = results.Measured({}, {"old": {}, "new": {}}, dict.fromkeys(("old", "new", "half")),
+    nothing = contrasts.Measured({}, {"old": {}, "new": {}}, dict.fromkeys(("old", "new", "half")),
                                {}, [])
     text = results.render(make(), nothing, ["methods/old-s0"])
     self.assertIn("**Not finished**: 1 cells are open", text)
-    self.assertEqual(row(text, "new")[4:], ["-", "0, primary", "**open**"])
+    self.assertEqual(row(text, "new")[4:], ["-", "0, primary", "open (0 of 3 seeds)"])
 
   def test_a_metric_that_was_not_measured_is_named(self):
     config = make(claims=dict(more=dict(a="new", b="old", metric="eval/mean@4", effect=0.1)))

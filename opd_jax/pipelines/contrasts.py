@@ -1,0 +1,280 @@
+"""What the claims of a config compare, and what the comparison says, from the cells' numbers."""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from opd_jax import config as configs
+from opd_jax.evals import claims as statistics
+from opd_jax.evals.claims import Interval
+from opd_jax.pipelines import identity
+from opd_jax.pipelines.markdown import Number, labeled, number_of, plain, points, within
+
+# An expert is one if it beats what it was made of by this much on its own domain.
+EXPERT_LEAD = 0.15
+# A teacher has something to pass on if its training has gained this much on the task.
+TEACHER_GAIN = 0.05
+
+
+class Measured(NamedTuple):
+  """The results that hold."""
+
+  stages: Mapping[str, dict[str, Any]]
+  tuning: Mapping[str, Mapping[float, float]]           # tuned method -> value -> mean score
+  values: Mapping[str, float | None]                    # method -> the value it is reported with
+  methods: Mapping[str, Mapping[int, dict[str, Any]]]   # method -> seed -> result
+  cells: Sequence[dict[str, Any]]                       # all of them
+
+
+class Scores(NamedTuple):
+  """A metric by seed: of a method, or of a stage, which is the same for every seed."""
+
+  values: dict[int, float]
+  diverged: int              # seeds whose run diverged: what they started from is their value
+  lost: int                  # seeds without a value: what they started from has not been measured
+
+
+def judge(config: ml_collections.ConfigDict, found: Measured,
+          claim: ml_collections.ConfigDict) -> tuple[str, str, str]:
+  """Our numbers, the seeds that they are of, and the verdict, as text.
+
+  A verdict is bold once all cells of the claim are there, and provisional before.
+  """
+  sides = compared(config, found, claim)
+  lost, diverged = (sum(getattr(side, what) for side in sides) for what in ("lost", "diverged"))
+  ours, seeds, word = {"experts": of_experts, "share": of_share, "difference": of_difference}[
+      claim.kind](found, claim, sides)
+  if gate := withheld(config, found, claim):
+    word = gate
+  elif lost:
+    word = f"{lost} diverged"
+  return (ours, f"{seeds}{f', {diverged} diverged' * bool(diverged)}{', primary' * claim.primary}",
+          shown(word, missing(config, found, claim)))
+
+
+def shown(word: str, still: str) -> str:
+  """A verdict: bold if nothing is `still` open, else provisional and how far its cells are."""
+  if word == "open":
+    return f"open ({still})" if still else "open"
+  return f"{word} (provisional: {still})" if still else f"**{word}**"
+
+
+def compared(config: ml_collections.ConfigDict, found: Measured,
+             claim: ml_collections.ConfigDict) -> list[Scores]:
+  """The sides of a claim: a and b; of kind "experts" the student in each domain that counts."""
+  if claim.kind == "experts":
+    sides = [scores(config, found, claim.a, f"domain/{domain}", config.seeds[claim.a])
+             for domain in counting(found, claim)]
+    # A run that diverged did so in all domains: it is one.
+    return [side._replace(diverged=side.diverged * (not i), lost=side.lost * (not i))
+            for i, side in enumerate(sides)]
+  return [scores(config, found, who, claim.metric, seeds)
+          for who, seeds in wanted(config, claim).items()]
+
+
+def wanted(config: ml_collections.ConfigDict,
+           claim: ml_collections.ConfigDict) -> dict[str, tuple[int, ...]]:
+  """Side -> the seeds of it that count: if paired, those of both. A stage has those of a."""
+  own = {who: config.seeds[who] if who in config.seeds else config.seeds[claim.a]
+         for who in (claim.a, claim.b) if who}
+  if not claim.paired:
+    return own
+  both = set.intersection(*map(set, own.values()))
+  return {who: tuple(sorted(both)) for who in own}
+
+
+def missing(config: ml_collections.ConfigDict, found: Measured,
+            claim: ml_collections.ConfigDict) -> str:
+  """How far a claim's cells are, "2 of 10 seeds"; "" once all are there."""
+  sides = {who: seeds for who, seeds in wanted(config, claim).items()
+           if not who.startswith(identity.STAGE)}
+  there = {who: set(seeds) & found.methods.get(who, {}).keys() for who, seeds in sides.items()}
+  if claim.paired:
+    there = dict.fromkeys(there, set.intersection(*there.values()))
+  parts = dict.fromkeys(f"{len(there[who])} of {len(seeds)}" for who, seeds in sides.items())
+  done = all(len(there[who]) == len(seeds) for who, seeds in sides.items())
+  return "" if done else f"{' and '.join(parts)} seeds"
+
+
+def withheld(config: ml_collections.ConfigDict, found: Measured,
+             claim: ml_collections.ConfigDict) -> str:
+  """What stands in place of a verdict that would say nothing; "" for nothing."""
+  if claim.kind == "experts":
+    if not experts(found, claim):
+      return "open"
+    if not counting(found, claim):
+      return "no expert"
+  if claim.after:
+    if not {claim.before, claim.after} <= found.stages.keys():
+      return "open"
+    before, after = (of_stage(found.stages[stage], config.tune.metric)
+                     for stage in (claim.before, claim.after))
+    if not after - before >= TEACHER_GAIN:
+      return "no gain of the teacher"
+  return ""
+
+
+def of_difference(found: Measured, claim: ml_collections.ConfigDict,
+                  sides: Sequence[Scores]) -> tuple[str, int, str]:
+  """a - b: the interval, its seeds, and what it says."""
+  a, b = (side.values for side in sides)
+  if claim.paired:
+    ours = statistics.interval(list(statistics.difference(a, b).values()))
+  else:
+    ours = statistics.welch(list(a.values()), list(b.values()))
+  text = within(ours, number_of(claim.metric), sign=True)
+  return text if claim.paired else f"{text}, unpaired", ours.n, says(ours, claim)
+
+
+def of_share(found: Measured, claim: ml_collections.ConfigDict,
+             sides: Sequence[Scores]) -> tuple[str, int, str]:
+  """a / b, which says nothing unless b has surely gained."""
+  a, b = (side.values for side in sides)
+  ours, gain = (statistics.interval(list(values.values()))
+                for values in (statistics.share(a, b), b))
+  word = says(ours, claim)
+  if word != "open" and not (gain.low > 0 and ours.n == len(a.keys() & b.keys())):
+    word = f"no clear gain of `{claim.b}`"
+  return within(ours, plain), ours.n, word
+
+
+def of_experts(found: Measured, claim: ml_collections.ConfigDict,
+               sides: Sequence[Scores]) -> tuple[str, int, str]:
+  """a - each expert on its own domain, and whether all are beaten."""
+  real = counting(found, claim)
+  student = {domain: side.values for domain, side in zip(real, sides)}
+  best = {domain: (expert, error_of(found.stages[claim.experts[domain]], domain))
+          for domain, (_, expert) in real.items()}
+  leads = {domain: statistics.lead(student[domain], *expert) for domain, expert in best.items()}
+  text = "; ".join(f"{domain} {within(lead, points, sign=True)}" for domain, lead in leads.items())
+  return (text or "-", min((lead.n for lead in leads.values()), default=0),
+          statistics.beats_all(student, best, claim.effect))
+
+
+def says(ours: Interval, claim: ml_collections.ConfigDict) -> str:
+  """The verdict of an interval."""
+  if claim.margin:
+    return statistics.equivalence(ours, claim.effect, claim.margin)
+  return statistics.verdict(ours, claim.effect)
+
+
+def unit(claim: ml_collections.ConfigDict) -> Number:
+  """How a claim's numbers are written."""
+  return {"share": plain, "experts": points, "difference": number_of(claim.metric)}[claim.kind]
+
+
+def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
+  """What a claim compares."""
+  if claim.kind == "experts":
+    none = [domain for domain in experts(found, claim) if domain not in counting(found, claim)]
+    return (f"`{claim.a}` - the expert of each domain, there (points)"
+            + (f"; without {', '.join(none)}, whose expert is none" if none else ""))
+  if claim.kind == "share":
+    return f"`{claim.a}` / `{claim.b}`, {claim.metric}"
+  return f"`{claim.a}` - `{claim.b}`, {labeled(claim.metric)}"
+
+
+def counting(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, tuple[float, float]]:
+  """The experts that are such: domain -> accuracy there of the base, and of the expert."""
+  return {domain: pair for domain, pair in experts(found, claim).items()
+          if pair[1] - pair[0] >= EXPERT_LEAD}
+
+
+def experts(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, tuple[float, float]]:
+  """Domain -> accuracy there of the base, and of the expert; {} while one is not measured."""
+  if not {claim.base, *claim.experts.values()} <= found.stages.keys():
+    return {}
+  return {domain: (metric(found.stages[claim.base], f"domain/{domain}"),
+                   metric(found.stages[stage], f"domain/{domain}"))
+          for domain, stage in claim.experts.items()}
+
+
+def error_of(result: Mapping[str, Any], domain: str) -> float:
+  """Standard error of a model's accuracy in a domain, from one evaluation: binomial.
+
+  Of its samples on these prompts, which take turns in the domains. That prompts differ makes it
+  smaller, so this is its upper bound.
+  """
+  p, section = metric(result, f"domain/{domain}"), result["config"]["eval"]
+  domains = sum(name.startswith("domain/") for name in result["metrics"])
+  return math.sqrt(p * (1 - p) / (section["prompts"] // domains * section["samples"]))
+
+
+def scores(config: ml_collections.ConfigDict, found: Measured, who: str, name: str,
+           seeds: Sequence[int]) -> Scores:
+  """A metric by seed, a run that diverged with that of the model it started from.
+
+  To leave it out would favor the method that diverges, as only its good runs would count.
+
+  Args:
+    who: a method, or "stage:NAME".
+    seeds: those that count.
+  """
+  if who.startswith(identity.STAGE):
+    result = found.stages.get(who.removeprefix(identity.STAGE))
+    return Scores(dict.fromkeys(seeds, of_stage(result, name)) if result else {}, 0, 0)
+  cells = {seed: cell for seed, cell in found.methods.get(who, {}).items() if seed in seeds}
+  bad = [seed for seed, cell in cells.items() if "diverged" in cell]
+  values = {seed: metric(cell, name) for seed, cell in cells.items()}
+  values |= dict.fromkeys(bad, at_start(config, found, who, name) if bad else math.nan)
+  finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
+  return Scores(finite, len(bad), len(cells) - len(finite))
+
+
+def at_start(config: ml_collections.ConfigDict, found: Measured, method: str, name: str) -> float:
+  """A metric of the model that a method starts from; NaN if it is not known."""
+  if name.startswith("gain/"):
+    return 0.0
+  source = config.methods[method].student.source
+  if result := found.stages.get(measuring(config, source)):
+    if math.isfinite(value := of_stage(result, name)):
+      return value
+  mean = f"eval/mean@{config.methods[method].eval.samples}"
+  for other, section in config.methods.items():  # evaluated before the first update
+    if section.student.source == source and name in (mean, "curve/area"):
+      for cell in found.methods.get(other, {}).values():
+        if cell["curve"] and cell["curve"][0][0] == 0:
+          return cell["curve"][0][1]
+  return math.nan
+
+
+def measuring(config: ml_collections.ConfigDict, source: str) -> str:
+  """The stage that has measured a model: one that does nothing else, or that which made it."""
+  for name, section in config.stages.items():
+    if section.pipeline == "evaluate" and (section.student.source, section.student.base) == (
+        source, ""):
+      return name
+  return source.removeprefix(identity.STAGE)
+
+
+def of_stage(result: Mapping[str, Any], name: str) -> float:
+  """A metric of a stage, which may have been evaluated with more samples than a method.
+
+  mean@k is the mean of k samples: it means the same for every k. NaN if it was not measured.
+  """
+  names = [name, *(other for other in result["metrics"]
+                   if name.startswith("eval/mean@") and other.startswith("eval/mean@"))]
+  return next((metric(result, other) for other in names if other in result["metrics"]), math.nan)
+
+
+def by_seed(found: Measured, method: str, name: str) -> dict[int, float]:
+  """A metric of a method by seed, of the seeds where it is finite."""
+  values = {seed: metric(cell, name) for seed, cell in found.methods.get(method, {}).items()}
+  return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def metric(result: Mapping[str, Any], name: str) -> float:
+  """A number of a cell; NaN where it was not finite, or the run diverged.
+
+  Raises: ValueError if it was not measured.
+  """
+  if "diverged" in result:
+    return math.nan
+  if name not in result["metrics"]:
+    raise ValueError(f"{result['cell']} has no metric {name!r}."
+                     + configs.nearest(name, result["metrics"])
+                     + f" It has: {', '.join(result['metrics'])}")
+  value = result["metrics"][name]
+  return math.nan if value is None else value
