@@ -92,6 +92,8 @@ def at_once(function: Ask, params: Sequence[Any], carry: Any) -> Any:
 def in_turn(function: Ask, params: Sequence[Any], carry: Any) -> Any:
   """Asks one after another: parameters wait on the host, and one tree of them is on the device.
 
+  It costs a copy of all of them at every call, and the caller waits until the last has answered.
+
   Args:
     function: (carry, params) -> carry; each call has None in the place of all params but one.
     params: trees in host memory; None for one who is not asked at all.

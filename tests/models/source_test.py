@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import checkpoint
@@ -58,7 +60,25 @@ class SourceTest(parameterized.TestCase):
     for name, factor in ((f"workdir:{room}", 2), (f"workdir:{room}@best", 1)):
       got = self.load(name)
       self.assertEqual((got.config, got.tokenizer_folder), (loaded.config, f"{room}/model"))
+      self.assertEqual(source.outline(name), got._replace(params=None))
       np.testing.assert_array_equal(got.params["embedding"], loaded.params["embedding"] * factor)
+
+  def test_a_fingerprint_follows_what_is_in_the_files(self):
+    loaded, room = self.load("random:tiny_weak"), self.create_tempdir().full_path
+    of = lambda name, seed=0: source.fingerprint(name, keys.root(seed))
+    found = {of("random:tiny_weak"), of("random:tiny_weak", 1), of("random:tiny_student")}
+    config = experiments.on_policy().checkpoint
+    for params in (loaded.params, jax.tree.map(jnp.negative, loaded.params)):
+      shutil.rmtree(f"{room}/a/checkpoints", ignore_errors=True)
+      hf.export_hf(params, loaded.config, f"{room}/a/model")
+      with checkpoint.Checkpoints(f"{room}/a", config) as saved:
+        saved.save(1, {"params": params}, {}, {})
+      shutil.copytree(f"{room}/a", f"{room}/b", dirs_exist_ok=True)
+      for kind, folder in (("workdir", ""), ("hf", "/model")):
+        self.assertEqual(of(f"{kind}:{room}/a{folder}"), of(f"{kind}:{room}/b{folder}"))
+        found.add(of(f"{kind}:{room}/a{folder}"))
+      shutil.rmtree(f"{room}/b")
+    self.assertLen(found, 3 + 2 * 2)
 
   def test_layers_are_dropped_on_request(self):
     loaded = self.load("random:tiny_teacher", drop_layers_every=2)

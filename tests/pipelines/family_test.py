@@ -223,57 +223,57 @@ class PartsTest(FamilyTest):
 class MemoryTest(FamilyTest):
 
   THREE = dict(own=dict(source="tiny:student"), **TWO)
-  IDS = np.array([1, 0, 2, 1, 2, 2, 0, 1], np.int32)
 
-  @parameterized.parameters(
-      dict(loss=dict(signal="g_opd", lam=1.5, surrogate="clipped", updates_per_batch=2),
-           reference=dict(source="tiny:weak"), teachers=TWO),
-      dict(loss=dict(surrogate="reverse_kl", micro_batches=2), teachers=THREE))
-  def test_teachers_asked_in_turn_give_the_same_answers_bit_for_bit(self, teachers, **changes):
-    together, in_turn = (self.build(tiny(
-        teachers=teachers, teacher_memory=memory, data=dict(builder_kw=TO_TWO), **changes))
-                         for memory in ("device", "host"))
-    batch = ragged().replace(teacher_id=self.IDS % len(teachers))
-    want = self.score(together, batch)
-    self.assert_same_answers(self.score(in_turn, batch), want, tolerance=0)
-    params = together.student.params
-    np.testing.assert_array_equal(np.asarray(in_turn.reverse_kl(params, batch))[batch.mask],
-                                  np.asarray(together.reverse_kl(params, batch))[batch.mask])
+  def on_device(self):
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays() if x.sharding.memory_kind != sharding.HOST)
 
-  def test_one_teacher_is_in_device_memory_at_a_time(self):
-    def on_device():
-      gc.collect()
-      return sum(x.nbytes for x in jax.live_arrays() if x.sharding.memory_kind != sharding.HOST)
+  @contextlib.contextmanager
+  def watched(self):
+    """What more is in device memory, before and after every move of parameters from here on."""
+    start, found = self.on_device(), []
 
-    found = []
-    def watched(move):
+    def watch(move):
       def moved(tree):
-        found.append(on_device() - before)
+        found.append(self.on_device() - start)
         tree = jax.block_until_ready(move(tree))
-        found.append(on_device() - before)
+        found.append(self.on_device() - start)
         return tree
       return moved
 
-    config = tiny(teachers=self.THREE, teacher_memory="host", reference=dict(source="tiny:weak"),
-                  loss=dict(signal="g_opd", lam=1.5), data=dict(builder_kw=TO_TWO))
-    student = policies.load(config.student, config.model, keys.root(0), self.mesh)
-    largest = 4 * max(sum(x.size for x in jax.tree.leaves(policies.load(
-        section, config.model, keys.root(0), self.mesh).params))
-                      for section in config.teachers.values())
-    batch = ragged().replace(teacher_id=self.IDS)
-    before = on_device()
-    with mock.patch.object(sharding, "to_host", watched(sharding.to_host)), \
-         mock.patch.object(sharding, "to_device", watched(sharding.to_device)):
-      method = opd.build(config, student, self.mesh)
-      self.score(method, batch)
-      method.reverse_kl(student.params, batch)
-    self.assertLen(found, 2 * (4 + 4 + 3))  # three teachers and the reference, but at the end
+    with mock.patch.object(sharding, "to_host", watch(sharding.to_host)), \
+         mock.patch.object(sharding, "to_device", watch(sharding.to_device)):
+      yield found
+
+  def test_asked_in_turn_teachers_say_the_same_and_one_is_on_the_device_at_a_time(self):
+    config = tiny(
+        teachers=self.THREE, reference=dict(source="tiny:weak"), data=dict(builder_kw=TO_TWO),
+        loss=dict(surrogate="reverse_kl", reference_kl=0.1, micro_batches=2))
+    together = self.build(config)
+    student = together.student
+    config.teacher_memory = "host"
+    with self.watched() as loading:
+      in_turn = opd.build(config, student, self.mesh)
+    batch = ragged().replace(teacher_id=np.array([1, 0, 2, 1, 2, 2, 0, 1], np.int32))
+    with self.watched() as asking:
+      said = self.score(in_turn, batch)
+      gaps = in_turn.reverse_kl(student.params, batch)
+    self.assert_same_answers(said, self.score(together, batch), tolerance=0)
+    np.testing.assert_array_equal(
+        np.asarray(gaps)[batch.mask],
+        np.asarray(together.reverse_kl(student.params, batch))[batch.mask])
+
     room = 2**16  # for the batch
-    self.assertBetween(max(found), largest, largest + room)
-    for loaded in found[:8:2]:  # one is loaded, and goes to the host
-      self.assertLess(loaded, largest + room)
-    for between in (*found[8::2], on_device() - before):
-      self.assertLess(between, room)
+    largest = max(sum(x.nbytes for x in jax.tree.leaves(teacher.params))
+                  for teacher in together.teachers.values())
+    self.assertLen(loading, 2 * (4 + 3))  # three teachers and the reference; heads
+    for one in loading[:8:2]:  # loaded, and now it goes to the host
+      self.assertBetween(one, room, largest + room)
+    heads = sum(x.nbytes for x in in_turn.constants(None))
+    self.assertLess(max(loading), largest + heads + room)
+    self.assertLen(asking, 2 * (4 + 3))
+    self.assertLess(max(asking[::2]), room)  # nobody is there when the next comes
+    self.assertBetween(max(asking[1::2]), largest, largest + room)
 
 
 class GRPOTest(FamilyTest):
