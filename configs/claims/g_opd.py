@@ -5,7 +5,7 @@
 Merging: the experts of several domains, made by GRPO out of one base, are distilled back into that
 base. Strong to weak: the same base learns from a larger model after its GRPO. Each with ExOPD, OPD
 and SFT, and a sweep of lam. The cells are in results/g_opd, the tables in RESULTS.md; 2 CPU cores,
-a sitting or two of an hour.
+several sittings of an hour.
 
 Forms: full (the default); quick, minutes, the same cells of two steps and two seeds, with cells
 and tables in the workdir; smoke, for the tests, fewer of them.

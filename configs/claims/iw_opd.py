@@ -4,7 +4,7 @@
 
 OPD of the tiny student from the tiny teacher, with all tokens alike, with IW-OPD's weight, plain
 and of unit mean, and with the first or last part of every response alone. The cells are in
-results/iw_opd, the tables in RESULTS.md; 2 CPU cores, a sitting of an hour.
+results/iw_opd, the tables in RESULTS.md; 2 CPU cores, sittings of an hour.
 
 Forms: full (the default); quick, minutes, the same cells of two steps and two seeds, with cells
 and tables in the workdir; smoke, for the tests, fewer of them.
