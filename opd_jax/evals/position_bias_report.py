@@ -14,14 +14,14 @@ def rescue(results: Results) -> None:
   names = ("student", "teacher", "difference", "student_of_wrong", "teacher_of_wrong")
   found = results["rescue"]
   progress.table(
-      f"right answers from a student's prefix, % of {results['continuations']} continuations each "
-      "[95% interval]",
+      "right answers from a student's prefix, % [95% interval]",
       ["kept", "student", "teacher", "teacher -\nstudent", "student,\nof wrong*",
        "teacher,\nof wrong*"],
       [[f"{100 * fraction:g}%", *(_percent(found[name], i) for name in names)]
        for i, fraction in enumerate(results["fractions"])])
-  progress.note(f"{results['responses']} responses to {results['prompts']} prompts; * of the prefixes "
-                "of responses that the student itself had finished wrong")
+  progress.note(f"{results['responses']} responses to {results['prompts']} prompts; each model finished "
+                f"each prefix {results['continuations']} times; * those of responses that the student "
+                "had finished wrong")
 
 
 def along(results: Results) -> None:
