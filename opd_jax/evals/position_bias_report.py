@@ -19,9 +19,9 @@ def rescue(results: Results) -> None:
        "teacher,\nof wrong*"],
       [[f"{100 * fraction:g}%", *(_percent(found[name], i) for name in names)]
        for i, fraction in enumerate(results["fractions"])])
-  progress.note(f"{results['responses']} responses to {results['prompts']} prompts; each model finished "
-                f"each prefix {results['continuations']} times; * those of responses that the student "
-                "had finished wrong")
+  progress.note(f"{results['responses']} responses to {results['prompts']} prompts, each prefix "
+                f"finished {results['continuations']} times by each model; * of responses that the "
+                "student had finished wrong")
 
 
 def along(results: Results) -> None:
