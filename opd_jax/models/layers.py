@@ -1,5 +1,6 @@
 """The parts of a decoder layer: RMSNorm, attention, gated MLP, KV cache."""
 
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -202,6 +203,20 @@ def stored(k: Array, v: Array, dtype: Any) -> LayerCache:
   return LayerCache(k, v, key_scale, value_scale)
 
 
+def apart(compute: Callable[[Any], Any], x: Any, some: Array) -> Any:
+  """compute(x), of the shapes and types of x, and on CPUs not fused into what uses it.
+
+  XLA drops barriers there before it fuses, and computes what it has fused once a use. It does not
+  fuse across a loop, even of one turn, if it cannot know that it is one.
+
+  Args:
+    some: i32[], any number that is not known when compiling.
+  """
+  if jax.default_backend() != "cpu":
+    return compute(x)
+  return jax.lax.fori_loop(some, some + 1, lambda _, x: compute(x), x)
+
+
 def attend_cached(q: Array, k: Array, v: Array, cache: LayerCache, index: Array,
                   mask: Array) -> tuple[Array, LayerCache]:
   """Writes k and v at slot `index` of the cache, then attends over all of its slots.
@@ -220,9 +235,9 @@ def attend_cached(q: Array, k: Array, v: Array, cache: LayerCache, index: Array,
   if cache.keys.dtype == q.dtype:
     cache = write(index, cache)
   else:
-    # A loop of one turn: XLA would fuse the update into the cast that reads it, leave the old
-    # cache in use and so copy it whole.
-    cache = jax.lax.fori_loop(index, index + 1, write, cache)
+    # Or the update would be fused into the cast that reads it, which leaves the old cache in use,
+    # and so copied whole.
+    cache = apart(functools.partial(write, index), cache, index)
   if q.shape[1] > 1:
     whole = lambda x, scale: (x if scale is None else x * scale[..., None]).astype(q.dtype)
     return attend(q, whole(cache.keys, cache.key_scale).swapaxes(1, 2),

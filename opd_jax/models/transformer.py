@@ -123,12 +123,20 @@ class Transformer(nn.Module):
     x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
     x = constrain(x, "batch", "length", "act_embed")
     index, kv, seen = layers.slots(cache, segment_ids)
-    angles = rope.angles(self.config, positions, length or seen.shape[1])
+    angles = self._angles(positions, length or seen.shape[1], index)
     mask = layers.attention_mask(segment_ids, seen, index, self.config.sliding_window)
     x, kv = self.blocks(x, kv, index, angles, mask)
     if cache is not None:
       cache = KVCache(kv, seen, index + tokens.shape[1])
     return self.final_norm(x), cache
+
+  def _angles(self, positions: Array, length: int, index: Array) -> tuple[Array, Array]:
+    """Rotary angles for all layers; if those are unrolled, not computed anew in each."""
+    compute = lambda *_: rope.angles(self.config, positions, length)
+    if not self.unrolled:
+      return compute()
+    blank = jnp.zeros((*positions.shape, self.config.rotary_dim // 2), jnp.float32)
+    return layers.apart(compute, (blank, blank), index)
 
   def logits(self, hidden: Array) -> Array:
     """Hidden states [B, T, D] -> logits f32[B, T, V]."""
