@@ -18,8 +18,8 @@ import ml_collections
 import numpy as np
 
 from opd_jax import preemption, progress
-from opd_jax.pipelines import contrasts, crew, identity, markdown, results
-from opd_jax.pipelines.ledger import Cell, Ledger, changed
+from opd_jax.claims import contrasts, crew, identity, markdown, results
+from opd_jax.claims.ledger import Cell, Ledger, changed
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -17,7 +17,8 @@ import jax
 
 from opd_jax import config as configs
 from opd_jax import progress
-from opd_jax.pipelines import claims, crew, measured
+from opd_jax.claims import crew, measured
+from opd_jax.pipelines import claims
 
 ROOT = pathlib.Path(__file__).parents[2]
 

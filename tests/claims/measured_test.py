@@ -5,7 +5,7 @@ import math
 
 from absl.testing import absltest
 
-from opd_jax.pipelines import identity, measured
+from opd_jax.claims import identity, measured
 
 
 class AreaTest(absltest.TestCase):
@@ -23,7 +23,7 @@ class ReaderTest(absltest.TestCase):
   def test_no_number_comes_from_the_module_that_judges_numbers(self):
     # What is made of numbers later is no part of a cell's identity, so a cell may hold none of it.
     imported = set(identity._imported(ast.parse(identity._file(identity.READER).read_text())))
-    self.assertNotIn("opd_jax.evals.claims", imported)
+    self.assertNotIn("opd_jax.claims.statistics", imported)
     self.assertFalse(hasattr(measured, "claims"))
     self.assertNotIn(identity.READER, identity.APART)
 

@@ -20,12 +20,13 @@ from opd_jax.models.source import TINY
 PACKAGE = pathlib.Path(__file__).parents[1]
 # Modules from which no number of a run comes: what a person sees of it, when it was asked to stop,
 # what is made of its numbers later, and lists of everything there is, which grow with things that
-# it does not use. The config is hashed as it is, complete; of the data builders the one it names.
+# it does not use. The config is hashed as it is, complete; of data builders and verifiers the one
+# that it names.
 APART = ("opd_jax", "opd_jax.config", "opd_jax.pipelines", "opd_jax.data.builders",
-         "opd_jax.progress", "opd_jax.writer", "opd_jax.compilations", "opd_jax.preemption",
-         "opd_jax.pipelines.identity", "opd_jax.evals.claims")
+         "opd_jax.verifiers", "opd_jax.progress", "opd_jax.writer", "opd_jax.compilations",
+         "opd_jax.preemption", "opd_jax.claims.identity", "opd_jax.claims.statistics")
 # What reads a run's numbers from its files.
-READER = "opd_jax.pipelines.measured"
+READER = "opd_jax.claims.measured"
 # Keys of a config that change nothing that is learned or measured.
 FREE = ("writers", "export", "checkpoint", "evaluate_teachers", "data.cache", "verifier.workers")
 # Keys whose text may name files: their contents count.
@@ -42,7 +43,8 @@ def of(config: ml_collections.ConfigDict, module: str, stages: Mapping[str, str]
     stages: name -> hash of the parameters that this stage has left.
   Raises: KeyError for a stage that is not there yet.
   """
-  return {"code": code(module, READER, f"opd_jax.data.builders.{config.data.builder}"),
+  return {"code": code(module, READER, f"opd_jax.data.builders.{config.data.builder}",
+                       f"opd_jax.verifiers.{config.verifier.name}"),
           "config": settings(config), "models": dict(sorted(models(config, stages).items()))}
 
 

@@ -25,7 +25,7 @@ import jax
 import ml_collections
 
 from opd_jax import pipelines
-from opd_jax.pipelines import measured
+from opd_jax.claims import measured
 
 LOG = "log.txt"
 

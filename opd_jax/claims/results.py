@@ -5,10 +5,9 @@ import math
 
 import ml_collections
 
-from opd_jax.evals import claims as statistics
-from opd_jax.pipelines import contrasts
-from opd_jax.pipelines.contrasts import Measured, by_seed
-from opd_jax.pipelines.markdown import labeled, number_of, plain, points, span, table, within
+from opd_jax.claims import contrasts, statistics
+from opd_jax.claims.contrasts import Measured, by_seed
+from opd_jax.claims.markdown import labeled, number_of, plain, points, span, table, within
 
 VERDICTS = """\
 Differences are paired by seed, with Student's t interval over the seeds; "unpaired" ones, between

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from opd_jax import config as configs
-from opd_jax.evals import claims as statistics
-from opd_jax.evals.claims import Interval
-from opd_jax.pipelines import identity
-from opd_jax.pipelines.markdown import Number, labeled, number_of, plain, points, within
+from opd_jax.claims import identity, statistics
+from opd_jax.claims.markdown import Number, labeled, number_of, plain, points, within
+from opd_jax.claims.statistics import Interval
 
 # An expert is one if it beats what it was made of by this much on its own domain.
 EXPERT_LEAD = 0.15

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from opd_jax import pipelines
-from opd_jax.pipelines import identity
+from opd_jax.claims import identity
 
 Result = dict[str, Any]
 

@@ -10,8 +10,9 @@ import ml_collections
 import numpy as np
 
 from opd_jax import writer
+from opd_jax.claims import identity
 from opd_jax.data import tokenizer as tokenizers
-from opd_jax.pipelines import evaluation, identity, teacher_samples
+from opd_jax.pipelines import evaluation, teacher_samples
 
 # Measured at every update and noisy: their mean over the last tenth of the steps.
 AVERAGED = ("student/entropy", "rollout/length", "rollout/truncated", "rollout/reward",

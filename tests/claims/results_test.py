@@ -5,7 +5,7 @@ import pathlib
 from absl.testing import absltest
 
 from opd_jax import config as configs
-from opd_jax.pipelines import contrasts, markdown, results
+from opd_jax.claims import contrasts, markdown, results
 
 MEAN = "eval/mean@8"
 EXPERTS = dict(kind="experts", a="new", experts=dict(sort="sorter", count="counter"), base="base",

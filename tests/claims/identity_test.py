@@ -6,7 +6,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from opd_jax import config as configs
-from opd_jax.pipelines import identity, ledger
+from opd_jax.claims import identity, ledger
 
 FILES = {
     "pipelines/run.py": "from opd_jax.losses import kernel\nimport opd_jax.rollouts\n"
@@ -54,9 +54,21 @@ class CodeTest(parameterized.TestCase):
         todo += [x for x in identity._imported(identity.ast.parse(path.read_text()))
                  if x.startswith("opd_jax")]
     self.assertContainsSubset({"opd_jax.losses.signals", "opd_jax.rollouts.slots",
-                               "opd_jax.models.layers", "opd_jax.verifiers.exact_match"}, seen)
+                               "opd_jax.models.layers"}, seen)
     self.assertNoCommonElements({"opd_jax.pipelines.claims", "opd_jax.evals.context_use",
+                                 "opd_jax.verifiers.exact_match",
                                  "opd_jax.pipelines.offline"}, seen)
+
+
+class NamedTest(absltest.TestCase):
+
+  def test_of_verifiers_and_data_builders_the_one_that_is_named_counts(self):
+    asked = []
+    with mock.patch.object(identity, "code", lambda *modules: asked.extend(modules) or "hash"):
+      identity.of(configs.on_policy(verifier=dict(name="math_answer")), "opd_jax.pipelines.opd", {})
+    self.assertContainsSubset({"opd_jax.verifiers.math_answer", "opd_jax.data.builders.arithmetic"},
+                              asked)
+    self.assertIsNotNone(identity._file("opd_jax.verifiers.math_answer"))
 
 
 class ConfigTest(parameterized.TestCase):

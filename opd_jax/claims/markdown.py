@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import math
 import pathlib
 
-from opd_jax.evals.claims import Interval
+from opd_jax.claims.statistics import Interval
 
 # Metrics that are shares of something, shown in points.
 SHARES = ("eval/mean@", "eval/pass@", "eval/truncated", "domain/", "gain/mean@", "curve/area",
