@@ -49,7 +49,7 @@ def _common() -> dict[str, Any]:
           top_p=1.0,
           slots=0,                   # rows decoded at once, in rollouts and evaluations; 0: all
           decode_chunk=16,           # tokens a row between two looks at which rows have ended
-          kv_dtype="",               # of the KV cache: "", the compute dtype, "bfloat16", "int8"
+          kv_dtype="",               # of the KV cache: "float32", "bfloat16", "int8"; "": compute_dtype
           allow_biased_sampling=False,  # other sampling settings bias the sampled KL
       )),
       verifier=ConfigDict(dict(

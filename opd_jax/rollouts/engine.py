@@ -56,8 +56,8 @@ def make(model: nn.Module, settings: Settings) -> Generate:
   """A function that samples one response a row.
 
   Row by row it draws what `sampler.sample` draws from the same key, whatever the number of
-  slots, the length of a chunk and the other rows; in bfloat16 up to rounding, which may depend on
-  how many rows a product has, and so may once in a while decide for another token.
+  slots, the length of a chunk and the other rows, up to rounding: that may depend on how many rows
+  a product has, and so may once in a while decide for another token, in bfloat16 before float32.
 
   Args:
     model: the policy.

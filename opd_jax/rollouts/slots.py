@@ -1,8 +1,8 @@
 """The device's part of the engine: what happens to slots, each a compiled function.
 
-All slots write the same column of the cache at a step, so that a write is one update in place
-and no scatter. A row's tokens end at the present column, wherever they began; columns that it
-does not own are masked by their segment id, 0.
+All slots write the same column of the cache at a step, so that a write is one update of a buffer
+that stays where it is, and no scatter. A row's tokens end at the present column, wherever they
+began; columns that it does not own are masked by their segment id, 0.
 """
 
 from collections.abc import Callable

@@ -123,9 +123,16 @@ class ResumeTest(absltest.TestCase):
 
   def test_a_rollout_that_was_broken_off_is_drawn_again(self):
     broken = self.create_tempdir().full_path
-    nine_done = lambda: os.path.exists(f"{broken}/metrics.jsonl") and len(losses(broken)) == 3
-    with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(nine_done)):
-      run(tiny(**self.SETTINGS), broken)  # the tenth rollout has begun
+    asked = []
+
+    def within_the_tenth():  # after its first chunk of steps
+      if os.path.exists(f"{broken}/metrics.jsonl") and len(losses(broken)) == 3:
+        asked.append(None)
+      return len(asked) > 1
+
+    with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(within_the_tenth)):
+      run(tiny(**self.SETTINGS), broken)
+    self.assertGreater(len(asked), 1)
     self.assertEqual(steps_saved(broken)[-1], 9)
     self.assertFalse(os.path.exists(f"{broken}/export"))
     run(tiny(**self.SETTINGS), broken)
