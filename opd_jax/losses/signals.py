@@ -89,3 +89,19 @@ def group_advantage(rewards: Array, normalize_std: bool = True) -> Array:
     centered = centered / (jnp.std(rewards, axis=1, keepdims=True, ddof=1) + 1e-6)
   return jax.lax.stop_gradient(jnp.where(equal, 0.0, centered))
 
+
+def verified(rewards: Array, success: float = 1.0) -> Array:
+  """Of responses that a verifier has passed the likelihood is learned, of others nothing.
+
+  With the other responses out of the loss's mask, `score_function_loss` of this signal is the
+  cross-entropy of the verified alone, `supervised.sft`, and a batch without one skips its update.
+  Left in the mask they would count in its denominator.
+
+  Args:
+    rewards: f32[B] or any other shape.
+    success: the least reward that passes.
+  Returns: of the same shape, 1 or 0 (NaN does not pass); no gradient flows through it.
+  Source: METHODS 4, baselines: verified-success SFT. Success is 1.0 as in the evaluations here;
+    MOPD's configs say 0.5.
+  """
+  return (rewards >= success).astype(rewards.dtype)

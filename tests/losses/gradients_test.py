@@ -73,6 +73,7 @@ STOPPED = {
     "signals.group_advantage": ("BT", 1, signals.group_advantage),
     "signals.group_advantage centered": (
         "BT", 1, functools.partial(signals.group_advantage, normalize_std=False)),
+    "signals.verified": ("BT", 1, signals.verified),
     "weights.uniform": ("BT", 2, lambda p, q: weights.uniform(p, q, MASK)),
     "weights.iw_opd": ("BT", 2, lambda p, q: weights.iw_opd(p, q, MASK)),
     "weights.iw_opd signed": (

@@ -104,5 +104,16 @@ class GroupAdvantageTest(parameterized.TestCase):
     np.testing.assert_array_equal(got, [[-0.5, 0.5]])
 
 
+class VerifiedTest(parameterized.TestCase):
+
+  @parameterized.parameters((1.0, [1, 0, 0, 0, 0, 1]), (0.5, [1, 0, 1, 1, 0, 1]))
+  def test_who_reaches_success_is_learned_from_and_others_not_at_all(self, success, want):
+    rewards = np.array([[1.0, 0.0, 0.5], [0.75, np.nan, 2.0]], np.float32)
+    got = jax.jit(signals.verified, static_argnums=1)(rewards, success)
+    self.assertEqual(got.dtype, np.float32)
+    np.testing.assert_array_equal(got, np.reshape(want, rewards.shape))
+    np.testing.assert_array_equal(signals.verified(rewards), signals.verified(rewards, 1.0))
+
+
 if __name__ == "__main__":
   absltest.main()
