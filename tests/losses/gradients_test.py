@@ -25,6 +25,8 @@ WEIGHT = RNG.uniform(0.5, 2.0, (B, T)).astype(np.float32)
 OLD, SIGNAL = RNG.normal(size=(2, B, T)).astype(np.float32)
 GROUP_MASK = np.arange(T) < np.array([[[3], [4]], [[1], [0]]])
 PAIRS = RNG.normal(size=(4, B)).astype(np.float32)
+REWARDS = np.array([[1, 0, 1, 0], [0.2, 0.9, 0.2, 0.5], [1, 1, 1, 1]], np.float32)  # [P, G]
+REAL = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]], bool)
 
 
 def log_topk(logits):
@@ -59,6 +61,8 @@ DIFFERENTIABLE = {
         PAIRS[0], x, *PAIRS[1:3], label_smoothing=0.1)),
     "preference.simpo": ("B", lambda x: preference.simpo(x, PAIRS[0])),
     "preference.bradley_terry": ("B", lambda x: preference.bradley_terry(x, PAIRS[0])),
+    "preference.group_dpo": ("BT", lambda x: preference.group_dpo(x, OLD, REWARDS, REAL)),
+    "preference.group_simpo": ("BT", lambda x: preference.group_simpo(x, REWARDS, REAL)),
     "supervised.sft": ("BT", lambda x: supervised.sft(x, MASK)),
     "supervised.weighted_sft": ("PGT", lambda x: supervised.weighted_sft(
         x, GROUP_MASK, WEIGHT[:2, :2])),
@@ -74,6 +78,9 @@ STOPPED = {
     "signals.group_advantage centered": (
         "BT", 1, functools.partial(signals.group_advantage, normalize_std=False)),
     "signals.verified": ("BT", 1, signals.verified),
+    "preference.dpo_signal": (
+        "BT", 2, lambda p, b: preference.dpo_signal(p, b, REWARDS, REAL)),
+    "preference.simpo_signal": ("BT", 1, lambda p: preference.simpo_signal(p, REWARDS, REAL)),
     "weights.uniform": ("BT", 2, lambda p, q: weights.uniform(p, q, MASK)),
     "weights.iw_opd": ("BT", 2, lambda p, q: weights.iw_opd(p, q, MASK)),
     "weights.iw_opd signed": (
@@ -83,8 +90,9 @@ STOPPED = {
     "weights.self_normalized": ("BT", 2, weights.self_normalized),
 }
 # Of counts and masks, which have no gradient to speak of, and the body of the divergences.
-NOT_KERNELS = {"masked.tokens", "masked.responses", "weights.position", "divergences.between",
-               "divergences.mixture", "divergences.with_tail", "divergences.check_kind"}
+NOT_KERNELS = {"masked.tokens", "masked.responses", "weights.position", "preference.pairs",
+               "divergences.between", "divergences.mixture", "divergences.with_tail",
+               "divergences.check_kind"}
 
 
 def values(function):
