@@ -6,10 +6,17 @@ becomes ids, in `tokenizer.encode_chat`.
 """
 
 from collections.abc import Sequence
+import re
 
 Messages = list[dict[str, str]]
 
+SUCCESS = "Correct solution:"
+ANOTHER_SUCCESS = "Another successful solution:"
+FAILURE = "A known failed solution (avoid repeating this mistake):"
 SOLVE_AGAIN = "Correctly solve the original question."
+
+# A thought that is cut off, by the length limit say, has no end mark.
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 def question(text: str, system: str = "") -> Messages:
@@ -24,16 +31,15 @@ def with_peers(messages: Messages, successes: Sequence[str] = (), failures: Sequ
 
   Args:
     messages: the plain conversation; its last turn is the question.
-    successes: verified solutions, best first.
-    failures: failed solutions.
+    successes: verified solutions, in the order in which they are shown.
+    failures: failed solutions, likewise.
     feedback: what the environment said of the model's own attempt.
   Returns: a new conversation; the plain one if there is nothing to add.
   Source: MOPD (2605.12652), order of sections.
   """
-  titles = ["Correct solution:"] + ["Another successful solution:"] * (len(successes) - 1)
+  titles = [SUCCESS] + [ANOTHER_SUCCESS] * (len(successes) - 1)
   parts = [f"{title}\n{text}" for title, text in zip(titles, successes)]
-  parts += [f"A known failed solution (avoid repeating this mistake):\n{text}"
-            for text in failures]
+  parts += [f"{FAILURE}\n{text}" for text in failures]
   if feedback:
     parts.append(f"Feedback:\n{feedback}")
   if not parts:
@@ -41,6 +47,15 @@ def with_peers(messages: Messages, successes: Sequence[str] = (), failures: Sequ
   last = messages[-1]
   content = "\n\n".join([last["content"], *parts, SOLVE_AGAIN])
   return [*messages[:-1], {**last, "content": content}]
+
+
+def without_thinking(text: str) -> str:
+  """A response without its thoughts, and without white space around what is left.
+
+  A thought that never closes runs to the end of the text. One that never opens began in the
+  generation prompt, where templates of reasoning models put the opening mark.
+  """
+  return _THOUGHT.sub("", text).rpartition("</think>")[2].strip()
 
 
 def critique_request(messages: Messages, attempt: str) -> Messages:

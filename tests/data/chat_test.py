@@ -1,13 +1,14 @@
 """Golden text of every prompt template."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from opd_jax.data import chat
 
 PLAIN = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
 
 
-class ChatTest(absltest.TestCase):
+class ChatTest(parameterized.TestCase):
 
   def test_question(self):
     self.assertEqual(chat.question("1+1?"), [{"role": "user", "content": "1+1?"}])
@@ -52,6 +53,23 @@ Correctly solve the original question."""})
 
   def test_nothing_to_add_is_the_plain_prompt(self):
     self.assertEqual(chat.with_peers(PLAIN), PLAIN)
+
+  @parameterized.parameters(
+      ("4", "4"),
+      (" \n4\n ", "4"),
+      ("<think>2+2\nis</think>\n\n4", "4"),
+      ("<think></think>4", "4"),
+      ("It is <think>hm</think>4<think>sure?</think>.", "It is 4."),
+      ("It is 4.\n<think>or\n5, or", "It is 4."),               # cut off in the second thought
+      ("<think>2+2", ""),
+      ("2+2 is</think>4", "4"),                                 # opened by the generation prompt
+      ("2+2 is</think>4<think>or 5", "4"),
+      ("<think>a<think>b</think>c</think>4", "4"),
+      ("<thinking>4</thinking> <Think>5", "<thinking>4</thinking> <Think>5"),
+      ("", ""),
+  )
+  def test_without_thinking(self, text, want):
+    self.assertEqual(chat.without_thinking(text), want)
 
   def test_critique_request(self):
     self.assertEqual(chat.critique_request(PLAIN, "1+1=3"), [PLAIN[0], {
