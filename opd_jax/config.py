@@ -99,11 +99,37 @@ def _training() -> dict[str, Any]:
 
 def on_policy(**changes: Any) -> ConfigDict:
   """Config of a method that samples anew at every step (pipelines/on_policy.py)."""
-  return _changed(dict(
-      **_common(), **_training(),
-      pipeline="opd",
-      # Several teachers have names, by which the rows of the data ask for them, and no `teacher`.
-      teacher=_policy("" if changes.get("teachers") else "tiny:teacher"),
+  # Several teachers have names, by which the rows of the data ask for them, and no `teacher`.
+  teacher = "" if changes.get("teachers") else "tiny:teacher"
+  return _changed(_on_policy(teacher, pipeline="opd"), changes)
+
+
+def peers(**changes: Any) -> ConfigDict:
+  """Config of a method whose teacher is shown a rollout's peers (pipelines/peers.py).
+
+  Its `teacher` is "", the student itself, or another model; there are no others.
+  """
+  return _changed(_on_policy(
+      "", pipeline="peers",
+      teacher_params="ema",          # of the student itself: or "current", "frozen", "trust_region"
+      trust=0.05,                    # share of the present student in the trust region's logits
+      context=ConfigDict(dict(
+          peers="two_successes_failure",  # who is shown, a name in teachers/contexts.PEERS
+          control="",                # "random", "unrelated", "successes": who instead; "": these
+          match="blocks",            # or "tokens": in what a control equals them
+          feedback="never",          # or "without_success", "always": a rollout's own
+          success_at=1.0,            # the least reward of a success
+          remove_thinking=False,     # <think> from peers' texts
+          budget=400,                # tokens of a context; peers are dropped, the longest first
+          buckets=(),                # lengths that contexts are padded to; (): only the budget
+          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+      ))), changes)
+
+
+def _on_policy(teacher: str, **more: Any) -> dict[str, Any]:
+  return dict(
+      **_common(), **_training(), **more,
+      teacher=_policy(teacher),
       teachers=ConfigDict(),         # name -> a section like `teacher`
       reference=_policy(""),         # "": none; the student's own source: its initial weights
       teacher_memory="device",       # or "host": teachers and reference wait there, and one at a
@@ -130,9 +156,10 @@ def on_policy(**changes: Any) -> ConfigDict:
           tail="bucket",             # the other tokens: one "bucket", or dropped: "renormalize"
           aggregate="token_mean",    # or "sequence_mean", "sequence_sum"
           importance_cap=5.0,        # on p_now / p_sampler
+          divergence_importance=False,  # over the vocabulary, whether that weighs tokens too
           micro_batches=1,
       )),
-  ), changes)
+  )
 
 
 def offline(**changes: Any) -> ConfigDict:
@@ -311,7 +338,7 @@ POSITIVE = (
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
     "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers",
-    "continuations")
+    "continuations", "context.budget")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
@@ -319,8 +346,9 @@ NOT_NEGATIVE = (
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
     "loss.reference_kl", "loss.clipped.high", "minutes",
-    "after.drop_layers_every", "after.alpha")
-WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets")
+    "after.drop_layers_every", "after.alpha", "context.tokens")
+WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
+                 "context.buckets")
 SHARES = ("cuts", "parts")
 
 
@@ -335,7 +363,7 @@ def validate(config: ConfigDict) -> None:
     _check(config, key, lambda x: x >= 0, "0 or more")
   _check(config, "student_share", lambda x: 0 <= x <= 1, "at least 0 and at most 1")
   _check(config, "teacher_memory", lambda x: x in ("device", "host"), "'device' or 'host'")
-  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction"):
+  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction", "trust"):
     _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
   for key in ("ema.rate", "loss.clipped.low"):
     _check(config, key, lambda x: 0 <= x < 1, "at least 0 and less than 1")
@@ -366,7 +394,10 @@ def validate(config: ConfigDict) -> None:
     if any(length > longest for length in buckets):
       raise ValueError(f"rollout.{what}_buckets {buckets} must not exceed rollout.max_{what} = "
                        f"{longest}, which is always one")
-  if config.pipeline == "opd" and config.student_share > 0:
+  if "context" in config and any(size > config.context.budget for size in config.context.buckets):
+    raise ValueError(f"context.buckets {config.context.buckets} must not exceed context.budget = "
+                     f"{config.context.budget}, which is always one")
+  if config.pipeline in ("opd", "peers") and config.student_share > 0:
     _check_sampling(config)
   if "checkpoint" in config and config.checkpoint.keep_best:
     _check_best(config)

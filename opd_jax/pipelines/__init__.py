@@ -7,6 +7,7 @@ from opd_jax import config as configs
 
 PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
+    "peers": "opd_jax.pipelines.peers",
     "sft": "opd_jax.pipelines.offline",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",

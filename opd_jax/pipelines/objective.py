@@ -74,7 +74,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"loss.{key} is {loss[key]:g}, which needs a reference, and reference.source "
                      "is ''; name one (the student's own source: its initial weights), or set "
                      f"loss.{key}={without}")
-  if asks_teacher(loss) and not teachers.sections(config):
+  if asks_teacher(loss) and not teachers.sections(config) and "context" not in config:
     raise ValueError(f"loss.signal={loss.signal!r}, loss.weight={loss.weight!r} learn from a "
                      "teacher, and there is none; set teacher.source, or `teachers` by name")
   if loss.signal == "group_advantage" and config.rollout.group_size == 1:
@@ -112,18 +112,20 @@ def _conditions(config: ml_collections.ConfigDict) -> dict[str, tuple[bool, str]
   loss = config.loss
   over_vocabulary = loss.surrogate in divergences.KINDS
   sampled = (not over_vocabulary, "loss.surrogate='score_function' or 'clipped'")
+  vocabulary = over_vocabulary, "loss.surrogate=" + " or ".join(map(repr, divergences.KINDS))
   top = (over_vocabulary and loss.top_k > 0, "loss.top_k > 0")
   return {
       "loss.signal": sampled,
-      "loss.importance_cap": sampled,
+      "loss.importance_cap": (not over_vocabulary or loss.divergence_importance,
+                              f"{sampled[1]}, or loss.divergence_importance"),
+      "loss.divergence_importance": vocabulary,
       "loss.lam": (loss.signal == "g_opd", "loss.signal='g_opd'"),
       "loss.normalize_std": (loss.signal == "group_advantage", "loss.signal='group_advantage'"),
       "loss.iw_opd": (loss.weight == "iw_opd", "loss.weight='iw_opd'"),
       "loss.position": (loss.weight == "position", "loss.weight='position'"),
       "loss.clipped": (asks_old(loss), "loss.surrogate='clipped' and loss.updates_per_batch > 1"),
       "loss.beta": (loss.surrogate == "jsd", "loss.surrogate='jsd'"),
-      "loss.top_k": (over_vocabulary,
-                     "loss.surrogate=" + " or ".join(map(repr, divergences.KINDS))),
+      "loss.top_k": vocabulary,
       "loss.top_of": top,
       "loss.tail": top,
       # At lam = 1 it cancels; a sweep over lam may pass there.
@@ -156,7 +158,7 @@ def formula(config: ml_collections.ConfigDict) -> str:
   if loss.surrogate not in divergences.KINDS:
     where.append("A = " + _signal(loss, config.rollout.group_size))
   factors = ["g"] * (loss.weight != "uniform")
-  if loss.surrogate not in divergences.KINDS:
+  if loss.surrogate not in divergences.KINDS or loss.divergence_importance:
     then = "p_old" if asks_old(loss) else "p"
     factors.append(f"min({then} / mu, {loss.importance_cap:g})")
   where.append("w = " + (" ".join(factors) or "1"))

@@ -1,6 +1,6 @@
 """The loop of every method that samples anew at each step, top to bottom.
 
-    prompts -> rollout -> score -> verify -> loss and update -> log, evaluate, checkpoint
+    prompts -> rollout -> score -> verify -> grade -> loss and update -> log, evaluate, checkpoint
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,16 @@ from opd_jax.rollouts import engine
 from opd_jax.rollouts.batch import Batch
 from opd_jax.rollouts.sampler import Sampling
 from opd_jax.train_state import TrainState
+from opd_jax.verifiers import Verdict
 from opd_jax.writer import Writer
+
+
+class Verified(NamedTuple):
+  """A step's rollouts, P prompts with G responses each, as the host knows them."""
+
+  rows: Sequence[loader.Row]     # P, of the data
+  texts: Sequence[str]           # P*G, the G of a prompt next to each other
+  verdicts: Sequence[Verdict]    # P*G
 
 
 class Method(NamedTuple):
@@ -40,7 +49,8 @@ class Method(NamedTuple):
   teachers: dict[str, policies.Policy]                # by name; measured at the end
   recall: Callable[[Batch, Sequence[loader.Row]], Batch]  # adds what is cached of the data's rows
   score: Callable[[TrainState, Batch], Batch]         # adds the teachers' arrays; sees no reward
-  grade: Callable[[Batch], Batch]                     # adds what the verifier's rewards teach
+  grade: Callable[[TrainState, Batch, Verified, Array], tuple[Batch, dict[str, float]]]
+                                                      # adds what verdicts teach; key; metrics
   constants: Callable[[TrainState], Any]              # arrays the loss needs whole, e.g. heads
   loss: Callable[[Any, Batch, Any], tuple[Array, dict[str, Array]]]  # see make_train_step
   describe: Callable[[Batch, dict[str, Array]], dict[str, Array]]    # (batch, columns) -> metrics
@@ -135,16 +145,20 @@ def run(config: ml_collections.ConfigDict, workdir: str,
         break
       clock.lap("rollout", batch.mask)
 
+      graded: dict[str, float] = {}
       scored = method.score(state, batch)  # on the device, while the host verifies
       clock.lap("score", scored.learn)
       if own:
-        verdicts = verify(policies.texts(tokenizer, batch),
-                          [row["answer"] for row in rows for _ in range(rollout.group_size)])
+        texts = policies.texts(tokenizer, batch)
+        verdicts = verify(texts, [row["answer"] for row in rows for _ in range(rollout.group_size)])
+        clock.lap("verify")
         reward = np.array([v.reward for v in verdicts], np.float32)
-        scored = method.grade(scored.replace(reward=jax.device_put(reward, spread)))
+        scored, graded = method.grade(
+            state, scored.replace(reward=jax.device_put(reward, spread)),
+            Verified(rows, texts, verdicts), keys.at(root, "context", step))
         rewards.append(float(reward.mean()))
       batch = scored
-      clock.lap("verify")
+      clock.lap("grade", batch)
 
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
@@ -156,7 +170,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       bar.update(done)
       if log:
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        metrics |= {**about_rollout(batch, tokenizer),
+        metrics |= {**graded, **about_rollout(batch, tokenizer),
                     **clock.metrics(int(np.sum(batch.mask))), "data/dropped": prompts.dropped,
                     **{f"compile/{name}": count for name, count in compiled.items()}}
         if rewards:

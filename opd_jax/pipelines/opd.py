@@ -8,7 +8,7 @@ response (GRPO). The sampled forms learn from the tokens drawn; the distribution
 over the most likely tokens and a tail. `objective` has the choices, `teachers` who is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -71,8 +71,7 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
       recall=(functools.partial(teacher_cache.recall, ahead, config.loss.top_k) if ahead
               else lambda batch, rows: batch),
       score=scored,
-      grade=(jax.jit(functools.partial(grade, config))
-             if config.loss.signal == "group_advantage" else lambda batch: batch),
+      grade=rewarded(config),
       constants=lambda state: heads,
       loss=functools.partial(loss, student.model, config.loss), describe=describe,
       reverse_kl=(lambda students, batch: each(
@@ -114,6 +113,14 @@ def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collectio
     return batch.replace(learn=learn)
 
   return batches.in_parts(part, config.micro_batches, batch)
+
+
+def rewarded(config: ml_collections.ConfigDict) -> Callable[..., tuple[Batch, dict[str, float]]]:
+  """The loop's `grade` of a loss that learns from rewards, or from none."""
+  if config.loss.signal != "group_advantage":
+    return lambda state, batch, verified, key: (batch, {})
+  compiled = jax.jit(functools.partial(grade, config))
+  return lambda state, batch, verified, key: (compiled(batch), {})
 
 
 def grade(config: ml_collections.ConfigDict, batch: Batch) -> Batch:
@@ -181,6 +188,8 @@ def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Ba
     columns["importance"] = weights.truncated_importance(
         old, batch.sampler_logprobs, config.importance_cap)
   if config.surrogate in divergences.KINDS:
+    if config.divergence_importance and "importance" in columns:
+      weight = weight * columns["importance"]
     total, columns["loss/divergence"] = divergence(
         states, scorer.head(student, params), batch, teacher_heads, weight, config)
   else:

@@ -1,0 +1,215 @@
+"""MOPD and SDPO: a model that has seen what its peers wrote teaches itself token by token.
+
+    rollouts -> verify -> contexts of peers -> their teacher's states -> surrogate(...)
+
+The G rollouts of a prompt are verified; each is scored once more behind a prompt that shows some of
+the others (`teachers/contexts.py`), by the student itself, its average or an older one, or by a
+larger model. A rollout whose context gained nothing carries no loss. The loss is that of the OPD
+family.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import json
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+
+from opd_jax import sharding
+from opd_jax.losses import divergences
+from opd_jax.pipelines import objective, on_policy, opd, teachers
+from opd_jax.pipelines import policy as policies
+from opd_jax.rollouts import batch as batches
+from opd_jax.rollouts import scorer
+from opd_jax.rollouts.batch import Batch
+from opd_jax.teachers import contexts
+from opd_jax.teachers import params as teacher_params
+from opd_jax.train_state import TrainState
+
+
+class Teacher(NamedTuple):
+  """Who reads the contexts."""
+
+  model: Any                           # a module, or a scorer.Mixture
+  params: teacher_params.TeacherParams
+  policy: policies.Policy | None       # of another model than the student
+  who: str                             # in words
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Trains `config.student` on its own samples towards itself with `config.context`."""
+  on_policy.run(config, workdir, build)
+
+
+def build(config: ml_collections.ConfigDict, student: policies.Policy,
+          mesh: Mesh) -> on_policy.Method:
+  """Loads who is asked, checks that contexts fit, and picks the loss."""
+  check(config)
+  asked = teachers.outline(config, student, objective.asks_reference(config.loss))
+  asked = teachers.load(config, asked, mesh)
+  student = asked.student
+  teacher = choose(config, asked)
+  objective.check_divergence(config.loss, min(
+      x.model.config.vocab_size for x in (student, *asked.teachers.values())))
+  check_lengths(config, student if teacher.policy is None else teacher.policy)
+  reference = asked.reference
+  ask = jax.jit(functools.partial(
+      opd.score, student.model, (), reference and reference.model, config.loss))
+  head = jax.jit(functools.partial(heads, teacher.model))
+  compares = config.loss.surrogate in divergences.KINDS
+  return on_policy.Method(
+      formula=objective.formula(config),
+      notices=[*asked.notices, f"q is {teacher.who}, shown {describe(config.context)}"],
+      student=student, teachers={}, recall=lambda batch, rows: batch,
+      score=lambda state, batch: ask(state.params, (), reference and reference.params, batch),
+      grade=make_grade(config, student, teacher, mesh),
+      constants=lambda state: (head(teacher.params(state)),) if compares else None,
+      loss=functools.partial(opd.loss, student.model, config.loss), describe=opd.describe,
+      reverse_kl=None)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config that cannot teach anything, before anything is loaded."""
+  objective.check(config)
+  contexts.check(settings(config.context))
+  if config.rollout.group_size == 1 and config.context.peers != "plain":
+    raise ValueError("a context shows a rollout's peers, and rollout.group_size is 1, so there are "
+                     "none; set it to 2 or more")
+  if config.teacher.source and config.teacher_params != "frozen":
+    raise ValueError(f"teacher.source is {config.teacher.source!r} and teacher_params "
+                     f"{config.teacher_params!r}, but only the student's own teacher (source='') "
+                     "changes; set teacher_params='frozen', or teacher.source=''")
+  if (config.teacher_params == "ema") != (config.ema.rate > 0.0):
+    raise ValueError(f"teacher_params is {config.teacher_params!r} and ema.rate "
+                     f"{config.ema.rate:g}; the one is of no use without the other: set "
+                     "teacher_params='ema' and ema.rate=0.05, or neither")
+
+
+def check_lengths(config: ml_collections.ConfigDict, policy: policies.Policy) -> None:
+  """Refuses contexts that together with a response exceed what their reader allows."""
+  allowed, rollout = policy.model.config.max_positions, config.rollout
+  longest = widths(config)[-1]
+  if config.context.budget < rollout.max_prompt:
+    raise ValueError(f"context.budget is {config.context.budget} tokens, but a prompt alone may "
+                     f"have rollout.max_prompt = {rollout.max_prompt}")
+  if longest + rollout.max_response > allowed:
+    raise ValueError(f"context.budget + rollout.max_response is {longest} + "
+                     f"{rollout.max_response} tokens, but the teacher allows {allowed}; shorten "
+                     "one")
+
+
+def choose(config: ml_collections.ConfigDict, asked: teachers.Asked) -> Teacher:
+  """The reader of the contexts: the student in some form, or another model."""
+  if asked.teachers:
+    policy = asked.teachers[""]
+    return Teacher(policy.model, teacher_params.frozen(policy.params), policy,
+                   config.teacher.source)
+  model, kind = asked.student.model, config.teacher_params
+  whose = teacher_params.of_student(kind, asked.student.params)
+  who = {"current": "the student as it is", "frozen": "the student as it was at the start",
+         "ema": f"the student's average (rate {config.ema.rate:g})",
+         "trust_region": f"the student at the start and, {100 * config.trust:g}% of the logits, "
+                         "as it is"}[kind]
+  if kind == "trust_region":
+    model = scorer.Mixture(model, (1.0 - config.trust, config.trust))
+  return Teacher(model, whose, None, who)
+
+
+def settings(context: ml_collections.ConfigDict) -> contexts.Settings:
+  """The `context` section, as contexts are made by it."""
+  return contexts.Settings(context.budget, context.peers, context.control, context.match,
+                           context.feedback, context.success_at, context.remove_thinking)
+
+
+def describe(context: ml_collections.ConfigDict) -> str:
+  """The `context` section, in words."""
+  peers = context.peers.replace("_", " ")
+  if context.control:
+    peers = f"{context.control} texts in the place of {peers}, matched by {context.match}"
+  return f"{peers}, in at most {context.budget} tokens"
+
+
+def widths(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """The lengths that contexts are padded to."""
+  return (*config.context.buckets, config.context.budget)
+
+
+def heads(model: Any, params: Any) -> Array:
+  """A teacher's head in its compute dtype."""
+  dtype = model.model.dtype if isinstance(model, scorer.Mixture) else model.dtype
+  return scorer.head(model, params).astype(dtype)
+
+
+def make_grade(config: ml_collections.ConfigDict, student: policies.Policy, teacher: Teacher,
+               mesh: Mesh) -> Callable[..., tuple[Batch, dict[str, float]]]:
+  """A function that has the teacher read every verified rollout behind its context.
+
+  Returns: (state, batch, verified, key) -> (batch with the teacher's arrays, metrics).
+  """
+  size, spread = config.rollout.group_size, sharding.of_batch(mesh)
+  section = config.context
+  tokenizer = student.tokenizer if teacher.policy is None else teacher.policy.tokenizer
+  states = config.loss.surrogate in divergences.KINDS
+  start = jax.jit(functools.partial(unheard, teacher.model, states))
+  hear = jax.jit(functools.partial(heard, teacher.model, states), donate_argnums=1)
+  whole = jax.jit(finished)
+
+  def grade(state: TrainState, batch: Batch, verified: on_policy.Verified,
+            key: Array) -> tuple[Batch, dict[str, float]]:
+    made = contexts.make(groups(verified, size), settings(section), tokenizer, key)
+    gained = contexts.gained(made)
+    blocks = contexts.pack(made, np.flatnonzero(gained).tolist(), widths(config),
+                           batch.response.shape[1], section.tokens or batch.prompt.shape[0]
+                           * (section.budget + batch.response.shape[1]),
+                           tokenizer.pad_id, mesh.shape["data"])
+    params = teacher.params(state)
+    found = start(params, batch)
+    for block in blocks:
+      found = hear(params, found, batch, jax.device_put(block, spread))
+    metrics = contexts.metrics(made) | contexts.packing(blocks, made)
+    return whole(batch, found, jax.device_put(gained, spread)), metrics
+
+  return grade
+
+
+def groups(verified: on_policy.Verified, size: int) -> list[contexts.Group]:
+  """The rollouts of a step, prompt by prompt."""
+  found = []
+  for i, row in enumerate(verified.rows):
+    mine = slice(size * i, size * (i + 1))
+    verdicts = verified.verdicts[mine]
+    found.append(contexts.Group(
+        i, json.loads(row["messages"]), verified.texts[mine],
+        [verdict.reward for verdict in verdicts], [verdict.feedback for verdict in verdicts]))
+  return found
+
+
+def unheard(model: Any, states: bool, params: Any, batch: Batch) -> dict[str, Array]:
+  """What `heard` fills in, all zeros."""
+  blank = {"teacher_logprobs": jnp.zeros(batch.response.shape, jnp.float32)}
+  if states:
+    shape = jax.eval_shape(functools.partial(scorer.hidden, model), params, batch)
+    blank["teacher_hidden"] = jnp.zeros(shape.shape, shape.dtype)
+  return blank
+
+
+def heard(model: Any, states: bool, params: Any, found: dict[str, Array], batch: Batch,
+          block: contexts.Block) -> dict[str, Array]:
+  """The teacher's words on the responses of a block's rows, each behind its own context."""
+  mine = lambda x: x.at[block.row].get(mode="clip")
+  part = Batch(block.prompt, block.prompt_mask, mine(batch.response), mine(batch.mask))
+  hidden = scorer.hidden(model, params, part)
+  logprobs, _ = scorer.token_logprobs(model, params, hidden, part.response)
+  new = {"teacher_logprobs": logprobs} | ({"teacher_hidden": hidden} if states else {})
+  return {name: x.at[block.row].set(new[name], mode="drop") for name, x in found.items()}
+
+
+def finished(batch: Batch, found: dict[str, Array], gained: Array) -> Batch:
+  """The batch with what was heard; of rollouts whose context gained nothing no token is learned."""
+  learn = batch.learn & gained[:, None] & jnp.isfinite(found["teacher_logprobs"])
+  return batch.replace(**found, learn=learn)
