@@ -91,6 +91,8 @@ class HeardTest(parameterized.TestCase):
     np.testing.assert_array_equal(batch.learn, self.batch.mask)  # a failure is shown, if no success
     for i, response in enumerate(self.responses):
       np.testing.assert_allclose(np.asarray(batch.teacher_logprobs)[i, :len(response)],
+                                 self.alone(tiny(**changes), i, self.state.ema),
+                                 rtol=1e-5, atol=5e-5)
     self.assertEqual(metrics["context/without"], 0.0)
     self.assertGreaterEqual(metrics["context/tokens_computed"], metrics["context/tokens_needed"])
 
