@@ -49,7 +49,7 @@ def _common() -> dict[str, Any]:
           top_p=1.0,
           slots=0,                   # rows decoded at once, in rollouts and evaluations; 0: all
           decode_chunk=16,           # tokens a row between two looks at which rows have ended
-          kv_dtype="",               # of the KV cache: "float32", "bfloat16", "int8"; "": compute_dtype
+          kv_dtype="",               # of the cache: "float32", "bfloat16", "int8"; "": as computed
           allow_biased_sampling=False,  # other sampling settings bias the sampled KL
       )),
       verifier=ConfigDict(dict(
@@ -139,9 +139,13 @@ def _on_policy(teacher: str, **more: Any) -> dict[str, Any]:
       student_share=1.0,             # of the batches: its own responses; the others: the data's
       evaluate_teachers=True,        # at the end, for the table
       loss=ConfigDict(dict(
-          signal="opd",              # what is learned: or "g_opd"; "group_advantage" (GRPO)
+          signal="opd",              # what is learned: or "g_opd"; of rewards "group_advantage"
+                                     # (GRPO), "dpo", "simpo", "verified" (SFT on successes)
           lam=1.0,                   # of g_opd: 0 the reference, 1 the teacher, > 1 beyond it
           normalize_std=True,        # of group_advantage
+          dpo=ConfigDict(dict(beta=0.1)),
+          simpo=ConfigDict(dict(beta=2.0, margin=1.0)),
+          success_at=1.0,            # of verified: the least reward that is learned from
           weight="uniform",          # how much a token counts: or "iw_opd", "position"
           iw_opd=ConfigDict(dict(max_weight=1.5, signed=False, unit_mean=False)),
           position=ConfigDict(dict(fraction=0.3, side="prefix")),  # or "suffix"

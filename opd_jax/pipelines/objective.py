@@ -25,8 +25,14 @@ def _g_opd(p, batch, loss):
 SIGNALS = {
     "opd": lambda p, batch, loss: signals.opd(p, batch.teacher_logprobs),
     "g_opd": _g_opd,
-    "group_advantage": lambda p, batch, loss: jnp.broadcast_to(batch.advantage[:, None], p.shape),
+    **{name: lambda p, batch, loss: jnp.broadcast_to(batch.advantage[:, None], p.shape)
+       for name in ("group_advantage", "dpo", "simpo", "verified")},
 }
+# Learn from a verifier's rewards, and from no teacher.
+REWARDED = ("group_advantage", "dpo", "simpo", "verified")
+# Are losses of given responses, with the aggregate that makes them so: not of what the student
+# would sample, so no importance weight belongs to them.
+GIVEN = {"dpo": "sequence_sum", "simpo": "sequence_mean", "verified": ""}
 WEIGHTS = {
     "uniform": lambda p, batch, loss: jnp.ones_like(p),
     "iw_opd": lambda p, batch, loss: weights.iw_opd(p, batch.teacher_logprobs, batch.learn,
@@ -39,17 +45,30 @@ SURROGATES = ("score_function", "clipped", *divergences.KINDS)
 
 def asks_teacher(loss: ml_collections.ConfigDict) -> bool:
   """Whether learning needs a teacher's log-probabilities; a verifier's rewards do not."""
-  return loss.signal != "group_advantage" or loss.weight == "iw_opd"
+  return loss.signal not in REWARDED or loss.weight == "iw_opd"
 
 
 def asks_reference(loss: ml_collections.ConfigDict) -> bool:
   """Whether learning needs the reference's log-probabilities."""
-  return (loss.signal == "g_opd" and loss.lam != 1.0) or loss.reference_kl > 0.0
+  return ((loss.signal == "g_opd" and loss.lam != 1.0) or loss.signal == "dpo"
+          or loss.reference_kl > 0.0)
+
+
+def has_ratio(loss: ml_collections.ConfigDict) -> bool:
+  """Whether a ratio to the student before a batch's first update can be anything but 1."""
+  return loss.surrogate == "clipped" and loss.updates_per_batch > 1
 
 
 def asks_old(loss: ml_collections.ConfigDict) -> bool:
-  """Whether a ratio to the student before a batch's first update can be anything but 1."""
-  return loss.surrogate == "clipped" and loss.updates_per_batch > 1
+  """Whether learning needs the log-probabilities of the student before a batch's first update."""
+  return has_ratio(loss) or loss.signal in ("dpo", "simpo")
+
+
+def weighs_importance(loss: ml_collections.ConfigDict) -> bool:
+  """Whether tokens weigh what they are worth to the present student, of what was sampled."""
+  if loss.surrogate in divergences.KINDS:
+    return loss.divergence_importance
+  return loss.signal not in GIVEN
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -70,16 +89,20 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"{key} is {value!r}, which has no effect without {wanted}; set that, or "
                        f"leave {key} at {default!r}")
   if asks_reference(loss) and not config.reference.source:
-    key, without = ("reference_kl", 0) if loss.reference_kl else ("lam", 1)
-    raise ValueError(f"loss.{key} is {loss[key]:g}, which needs a reference, and reference.source "
+    key, without = next((key, without) for key, needed, without in (
+        ("reference_kl", loss.reference_kl, 0), ("signal", loss.signal == "dpo", "simpo"),
+        ("lam", True, 1)) if needed)
+    raise ValueError(f"loss.{key} is {loss[key]}, which needs a reference, and reference.source "
                      "is ''; name one (the student's own source: its initial weights), or set "
                      f"loss.{key}={without}")
   if asks_teacher(loss) and not teachers.sections(config) and "context" not in config:
     raise ValueError(f"loss.signal={loss.signal!r}, loss.weight={loss.weight!r} learn from a "
                      "teacher, and there is none; set teacher.source, or `teachers` by name")
-  if loss.signal == "group_advantage" and config.rollout.group_size == 1:
-    raise ValueError("loss.signal='group_advantage' compares the responses of a prompt, and "
+  if loss.signal in REWARDED[:3] and config.rollout.group_size == 1:
+    raise ValueError(f"loss.signal={loss.signal!r} compares the responses of a prompt, and "
                      "rollout.group_size is 1: nothing would be learned; set it to 2 or more")
+  if loss.signal in GIVEN and loss.surrogate not in divergences.KINDS:
+    _check_given(loss)
   if config.student_share < 1.0 and loss.surrogate not in divergences.KINDS:
     raise ValueError(f"student_share is {config.student_share:g}, but loss.surrogate="
                      f"{loss.surrogate!r} learns from the student's own samples alone; set "
@@ -93,6 +116,18 @@ def check(config: ml_collections.ConfigDict) -> None:
                      f"a prompt and rollout.group_size is {config.rollout.group_size}; set it to 1")
   if config.teacher_cache:
     _check_cache(config)
+
+
+def _check_given(loss: ml_collections.ConfigDict) -> None:
+  """Refuses what would make a loss of given responses another one."""
+  for key, found, wanted in (
+      ("surrogate", loss.surrogate, "score_function"),
+      ("aggregate", loss.aggregate, GIVEN[loss.signal] or loss.aggregate),
+      ("weight", loss.weight, "uniform"),
+      ("updates_per_batch", loss.updates_per_batch, 1)):
+    if found != wanted:
+      raise ValueError(f"loss.signal={loss.signal!r} is a loss of whole responses only with "
+                       f"loss.{key}={wanted!r}, found {found!r}; set that")
 
 
 def _check_cache(config: ml_collections.ConfigDict) -> None:
@@ -116,21 +151,24 @@ def _conditions(config: ml_collections.ConfigDict) -> dict[str, tuple[bool, str]
   top = (over_vocabulary and loss.top_k > 0, "loss.top_k > 0")
   return {
       "loss.signal": sampled,
-      "loss.importance_cap": (not over_vocabulary or loss.divergence_importance,
+      "loss.importance_cap": (weighs_importance(loss), "a loss that weighs by importance: "
                               f"{sampled[1]}, or loss.divergence_importance"),
       "loss.divergence_importance": vocabulary,
       "loss.lam": (loss.signal == "g_opd", "loss.signal='g_opd'"),
       "loss.normalize_std": (loss.signal == "group_advantage", "loss.signal='group_advantage'"),
+      "loss.dpo": (loss.signal == "dpo", "loss.signal='dpo'"),
+      "loss.simpo": (loss.signal == "simpo", "loss.signal='simpo'"),
+      "loss.success_at": (loss.signal == "verified", "loss.signal='verified'"),
       "loss.iw_opd": (loss.weight == "iw_opd", "loss.weight='iw_opd'"),
       "loss.position": (loss.weight == "position", "loss.weight='position'"),
-      "loss.clipped": (asks_old(loss), "loss.surrogate='clipped' and loss.updates_per_batch > 1"),
+      "loss.clipped": (has_ratio(loss), "loss.surrogate='clipped' and loss.updates_per_batch > 1"),
       "loss.beta": (loss.surrogate == "jsd", "loss.surrogate='jsd'"),
       "loss.top_k": vocabulary,
       "loss.top_of": top,
       "loss.tail": top,
       # At lam = 1 it cancels; a sweep over lam may pass there.
       "reference.source": (asks_reference(loss) or loss.signal == "g_opd",
-                           "loss.signal='g_opd' or loss.reference_kl > 0"),
+                           "loss.signal='g_opd' or 'dpo', or loss.reference_kl > 0"),
   }
 
 
@@ -158,8 +196,8 @@ def formula(config: ml_collections.ConfigDict) -> str:
   if loss.surrogate not in divergences.KINDS:
     where.append("A = " + _signal(loss, config.rollout.group_size))
   factors = ["g"] * (loss.weight != "uniform")
-  if loss.surrogate not in divergences.KINDS or loss.divergence_importance:
-    then = "p_old" if asks_old(loss) else "p"
+  if weighs_importance(loss):
+    then = "p_old" if has_ratio(loss) else "p"
     factors.append(f"min({then} / mu, {loss.importance_cap:g})")
   where.append("w = " + (" ".join(factors) or "1"))
   if loss.weight != "uniform":
@@ -182,7 +220,7 @@ def formula(config: ml_collections.ConfigDict) -> str:
 def _surrogate(loss: ml_collections.ConfigDict) -> tuple[str, list[str]]:
   if loss.surrogate == "score_function":
     return "-A w log p", []
-  if loss.surrogate == "clipped" and not asks_old(loss):
+  if loss.surrogate == "clipped" and not has_ratio(loss):
     return "-r A w", ["r = p / sg(p)"]
   if loss.surrogate == "clipped":
     low, high, dual = 1 - loss.clipped.low, 1 + loss.clipped.high, loss.clipped.dual
@@ -199,6 +237,14 @@ def _signal(loss: ml_collections.ConfigDict, group_size: int) -> str:
   if loss.signal == "group_advantage":
     scale = " / (std R + 1e-6)" if loss.normalize_std else ""
     return f"(R - mean R){scale} over a prompt's {group_size} responses"
+  if loss.signal in ("dpo", "simpo"):
+    h, over = ((f"{loss.dpo.beta:g} log(p / b)", "") if loss.signal == "dpo" else
+               (f"{loss.simpo.beta:g} log p", f" - {loss.simpo.margin:g}"))
+    each = "" if loss.signal == "dpo" else " a token"
+    return (f"-d/d(log p) of mean -log sigmoid(h(better) - h(worse){over}), h = {h}{each}, over "
+            f"all pairs of a prompt's {group_size} responses")
+  if loss.signal == "verified":
+    return f"1 where R >= {loss.success_at:g}, nothing elsewhere"
   if loss.signal == "g_opd" and loss.lam != 1.0:
     return f"{loss.lam:g} (log q - log b) - (log p - log b)"
   return "log q - log p"

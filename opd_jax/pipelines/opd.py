@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from opd_jax import sharding
-from opd_jax.losses import divergences, fused, masked, policy_gradient, signals, weights
+from opd_jax.losses import (divergences, fused, masked, policy_gradient, preference, signals,
+                            weights)
 from opd_jax.pipelines import objective, on_policy, teacher_cache, teachers
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import batch as batches
@@ -117,22 +118,37 @@ def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collectio
 
 def rewarded(config: ml_collections.ConfigDict) -> Callable[..., tuple[Batch, dict[str, float]]]:
   """The loop's `grade` of a loss that learns from rewards, or from none."""
-  if config.loss.signal != "group_advantage":
+  if config.loss.signal not in objective.REWARDED:
     return lambda state, batch, verified, key: (batch, {})
   compiled = jax.jit(functools.partial(grade, config))
   return lambda state, batch, verified, key: (compiled(batch), {})
 
 
 def grade(config: ml_collections.ConfigDict, batch: Batch) -> Batch:
-  """GRPO's advantage of every row of a verified batch.
+  """What the rewards of a verified batch say of every row.
 
-  Where every group agrees about its rewards no token is learned from, and the update is skipped;
-  a KL to the reference is learned nevertheless.
+  Where there is nothing to tell apart (every group agrees about its rewards) or no success, no
+  token is learned from, and the update is skipped; a KL to the reference is learned nevertheless.
   """
-  advantage = signals.group_advantage(
-      batch.reward.reshape(-1, config.rollout.group_size), config.loss.normalize_std).reshape(-1)
-  anything = jnp.any(advantage != 0.0) | (config.loss.reference_kl > 0.0)
-  return batch.replace(advantage=advantage, learn=batch.learn & anything)
+  loss, learn = config.loss, batch.learn
+  grouped = lambda x: x.reshape(-1, config.rollout.group_size)
+  reward, real = grouped(batch.reward), grouped(jnp.any(learn, axis=1))
+  rows = lambda x, over: grouped(over(jnp.where(learn, x, 0.0), learn))
+  if loss.signal == "group_advantage":
+    advantage = signals.group_advantage(reward, loss.normalize_std)
+  elif loss.signal == "dpo":
+    advantage = preference.dpo_signal(
+        rows(batch.old_logprobs, masked.row_sum), rows(batch.reference_logprobs, masked.row_sum),
+        reward, real, **loss.dpo)
+  elif loss.signal == "simpo":
+    advantage = preference.simpo_signal(
+        rows(batch.old_logprobs, masked.row_mean), reward, real, **loss.simpo)
+  else:
+    advantage = signals.verified(reward, loss.success_at)
+    learn &= (advantage > 0.0).reshape(-1, 1)  # the others do not count in the mean either
+  advantage = advantage.reshape(-1)
+  anything = jnp.any(advantage != 0.0) | (loss.reference_kl > 0.0)
+  return batch.replace(advantage=advantage, learn=learn & anything)
 
 
 def answered(models: Sequence[Any], params: Sequence[Any], states: bool,
@@ -188,13 +204,14 @@ def loss(student: Any, config: ml_collections.ConfigDict, params: Any, batch: Ba
     columns["importance"] = weights.truncated_importance(
         old, batch.sampler_logprobs, config.importance_cap)
   if config.surrogate in divergences.KINDS:
-    if config.divergence_importance and "importance" in columns:
+    if objective.weighs_importance(config) and "importance" in columns:
       weight = weight * columns["importance"]
     total, columns["loss/divergence"] = divergence(
         states, scorer.head(student, params), batch, teacher_heads, weight, config)
   else:
     signal = objective.SIGNALS[config.signal](now, batch, config)
-    weight = weight * columns["importance"]
+    if objective.weighs_importance(config):
+      weight = weight * columns["importance"]
     if config.surrogate == "clipped":
       total, _ = policy_gradient.clipped_surrogate_loss(
           logprobs, old, signal, mask, weight, config.clipped.low, config.clipped.high,

@@ -77,6 +77,10 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Refuses a config that cannot teach anything, before anything is loaded."""
   objective.check(config)
   contexts.check(settings(config.context))
+  if config.context.peers == "plain" and config.context.feedback == "never":
+    raise ValueError("context.peers is 'plain' and context.feedback 'never': the teacher is shown "
+                     "nothing, and of a rollout whose context gained nothing nothing is learned; "
+                     f"set one of {', '.join(x for x in contexts.PEERS if x != 'plain')}")
   if config.rollout.group_size == 1 and config.context.peers != "plain":
     raise ValueError("a context shows a rollout's peers, and rollout.group_size is 1, so there are "
                      "none; set it to 2 or more")

@@ -31,7 +31,7 @@ class Batch(struct.PyTreeNode):
   sampler_logprobs: Array | None = None   # f32[B, T], of the distribution sampled from
   old_logprobs: Array | None = None       # f32[B, T], the trainer's before the first of its updates
   reward: Array | None = None             # f32[B]
-  advantage: Array | None = None          # f32[B], the reward against its group's
+  advantage: Array | None = None          # f32[B], what its reward and its group's teach
   teacher_id: Array | None = None         # i32[B], which of the teachers each row learns from
   teacher_logprobs: Array | None = None   # f32[B, T], under each row's own teacher
   teacher_hidden: Array | None = None     # [B, T, D], its states, D the widest teacher's

@@ -103,7 +103,8 @@ def make(groups: Sequence[Group], settings: Settings, tokenizer: Tokenizer, key:
   Raises: ValueError for unknown settings, or a group of uneven columns.
   Source: MOPD (2605.12652); with peers="success" SDPO.
   """
-  _check(groups, settings)
+  check(settings)
+  _even(groups)
   count = functools.cache(lambda text: len(tokenizer.encode(text)))
   seed = [int(word) for word in np.ravel(jax.random.key_data(key))]
   rollouts = _rollouts(groups, settings, summarize)
@@ -259,12 +260,16 @@ MATCHES = {"blocks": by_blocks, "tokens": by_tokens}
 CONTROLS = {"random": random_peers, "unrelated": unrelated, "successes": successes_only}
 
 
-def _check(groups: Sequence[Group], settings: Settings) -> None:
+def check(settings: Settings) -> None:
+  """Refuses names that do not exist. Raises: ValueError naming the key."""
   for name, known in (("peers", PEERS), ("control", ("", *CONTROLS)), ("match", MATCHES),
                       ("feedback", FEEDBACK)):
     if getattr(settings, name) not in known:
       raise ValueError(f"context.{name} is {getattr(settings, name)!r}; it must be one of "
                        + ", ".join(map(repr, known)))
+
+
+def _even(groups: Sequence[Group]) -> None:
   for group in groups:
     sizes = [len(column) for column in (group.texts, group.rewards, group.feedback)]
     if len(set(sizes)) > 1:
