@@ -27,9 +27,9 @@ from opd_jax.evals.saved import Group
 
 Program = Callable[[str], str]  # a response -> the program in it
 
-# Texts are compared up to here; two of this length take 10 ms, and ten times the length a hundred
-# times as long.
-LONGEST = 8192  # characters
+# Texts are compared up to here, in characters. Two of this length take 35 ms on one core, two of a
+# quarter of it 3 ms; a group of 8 has 28 pairs.
+LONGEST = 8192
 
 
 def tokens(text: str) -> list[str]:
@@ -64,8 +64,9 @@ def self_bleu4(texts: Sequence[str]) -> float:
       if count:
         matched = sum(c if c < most[gram] else second[gram] for gram, c in count.items())
         found.append((matched + (n > 1)) / (count.total() + (n > 1)))
-  return float(np.mean([_bleu(found, len(row), [len(other) for j, other in enumerate(rows) if j != i])
-                        for i, (found, row) in enumerate(zip(precisions, rows))]))
+  lengths = [len(row) for row in rows]
+  return float(np.mean([_bleu(found, lengths[i], lengths[:i] + lengths[i + 1:])
+                        for i, found in enumerate(precisions)]))
 
 
 def text_distance(texts: Sequence[str]) -> float:

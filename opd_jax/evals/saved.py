@@ -42,8 +42,8 @@ def read(workdir: str, name: str) -> list[Group]:
     raise ValueError(f"{workdir} has no evaluation {name!r}; there are: {found}")
   records = json.loads(path.read_text())["records"]
   if bare := [record["id"] for record in records if "texts" not in record]:
-    raise ValueError(f"{path} has no texts of {len(bare)} prompts ({bare[0]!r} is the first); those "
-                     "of guarded data are not kept")
+    raise ValueError(f"{path} has no texts of {len(bare)} prompts ({bare[0]!r} is the first); "
+                     "those of guarded data are not kept")
   rows = _rows(folder, [record["id"] for record in records])
   return [Group(record["id"], json.loads(row["messages"]), row["answer"], record["texts"],
                 record["rewards"]) for record, row in zip(records, rows)]
@@ -65,6 +65,6 @@ def _rows(folder: pathlib.Path, ids: Sequence[str]) -> list[dict[str, Any]]:
     if len(rows) == len(wanted):
       return [rows[one] for one in ids]
   missing = sorted(wanted - rows.keys())
-  raise ValueError(f"the split {data['eval_split']!r} of {data['builder']!r} lacks {len(missing)} of "
-                   f"the {len(wanted)} rows evaluated in {folder} ({missing[0]!r} is the first); "
+  raise ValueError(f"the split {data['eval_split']!r} of {data['builder']!r} lacks {len(missing)} "
+                   f"of the {len(wanted)} rows evaluated in {folder} ({missing[0]!r} is the first); "
                    "the data has changed since")

@@ -1,4 +1,4 @@
-"""Diversity is that of plain loops; one response has none, and is not 0; saved samples come back."""
+"""Diversity is that of plain loops; of one response there is none, not 0; samples are read back."""
 
 import collections
 import functools
