@@ -105,7 +105,7 @@ def get_config(arg=""):
       results="results/iw_opd" if full else "", table="RESULTS.md" if full else "",
       methods={name: method(**METHODS[name]) for name in names},
       seeds={name: tuple(range((10 if name in primary else 5) if full else 2)) for name in names},
-      tune=dict(methods=tuned, grid=(1e-3, 3e-3, 1e-2) if full else (1e-3, 3e-3),
+      tune=dict(methods=tuned, grid=(3e-4, 1e-3, 3e-3, 1e-2) if full else (1e-3, 3e-3),
                 seeds=(1000, 1001) if full else (1000,), metric=f"eval/{mean}",
                 follows={name: "opd" for name in names if name not in tuned}),
       claims={name: claim for name, claim in claims.items()
