@@ -47,10 +47,10 @@ so such a factor alone leaves its updates nearly as they are: nearly, as the nor
 before that. What remains is which tokens share an update, and how noisy it is: 30% of the tokens
 are fewer samples. `prefix` and `suffix` have the learning rate of `opd`, not tuned for them.
 
-Learning rates are tuned by where a run ends. By that, IW-OPD's ends at 0.003 a few tenths of a point
-above where it ends at 0.001, and every method is slower to start at 0.003; so the two primary rows
-about convergence compare learning rates as well as weights. The rows "at OPD's learning rate"
-(`_same_rate`) were added for that reason, after the others had been seen."""
+Learning rates are tuned by where a run ends. By that, IW-OPD's is 0.003, a few tenths of a point
+above 0.001, and every method is slower to start at 0.003; so the two primary rows about convergence
+compare learning rates as well as weights. The rows "at OPD's learning rate" (`_same_rate`) were
+added for that reason, after the others had been seen."""
 
 
 def get_config(arg=""):
