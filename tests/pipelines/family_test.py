@@ -106,8 +106,9 @@ class FamilyTest(parameterized.TestCase):
     return float(total), grads
 
   def score(self, method, batch):
-    scored = method.score(train_state.TrainState(0, method.student.params, None, None), batch)
-    return scored if batch.reward is None else method.grade(scored)
+    state = train_state.TrainState(0, method.student.params, None, None)
+    scored = method.score(state, batch)
+    return scored if batch.reward is None else method.grade(state, scored, None, None)[0]
 
   def assert_same_answers(self, found, want, tolerance=1e-5):
     np.testing.assert_array_equal(found.learn, want.learn)
