@@ -12,11 +12,12 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from opd_jax import config as configs
+from opd_jax.claims import markdown
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.builders.arithmetic import chains
 from opd_jax.evals import diversity, metrics, paired, run, saved
 from opd_jax.evals.saved import Group
-from opd_jax.pipelines import evaluation, markdown
+from opd_jax.pipelines import evaluation
 from opd_jax.verifiers import exact_match
 
 

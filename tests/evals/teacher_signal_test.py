@@ -8,8 +8,8 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from scipy import stats
 
+from opd_jax.claims import markdown
 from opd_jax.evals import paired, position_bias, teacher_signal
-from opd_jax.pipelines import markdown
 
 P, G = 12, 6
 
