@@ -17,10 +17,6 @@ from scipy import special, stats
 
 from opd_jax.evals import paired
 
-# What the teacher sees before a candidate: S a peer's success, F a peer's failure, marked as such.
-# "another S" is "S" with another peer: what differs between the two is the choice of the peer.
-CONTEXTS = ("none", "S", "another S", "F", "S+F", "2S+F", "all S")
-
 
 def spearman(score: np.ndarray, reward: np.ndarray) -> float:
   """Rank correlation, ties averaged, of f64[n] and f64[n]; NaN where either is constant."""
@@ -115,7 +111,7 @@ def per_prompt(scores: np.ndarray, rewards: np.ndarray) -> dict[str, np.ndarray]
 
 
 def study(scores: Mapping[str, np.ndarray], rewards: np.ndarray, seed: int = 0,
-          against: str = "none") -> dict[str, Any]:
+          against: str = "plain") -> dict[str, Any]:
   """What the teacher's word is worth in each context.
 
   Contexts are compared on the candidates that have all of them: which of them exist depends on how
@@ -123,7 +119,8 @@ def study(scores: Mapping[str, np.ndarray], rewards: np.ndarray, seed: int = 0,
 
   Args:
     scores: context -> f64[P, G], nats per token; NaN where a prompt has no such candidate, or a
-      candidate no such context (a lone success has no S: peers are others).
+      candidate no such context (a lone success has no successful peer). MOPD's seven contexts
+      are in teachers/contexts.py, `PEERS`.
     rewards: f64[P, G], in [0, 1], of which 1 is a success.
     seed: of the bootstrap.
     against: the context that is subtracted from the others.

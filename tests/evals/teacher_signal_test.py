@@ -135,8 +135,8 @@ class StudyTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     self.rewards = (rng.uniform(size=(P, G)) < 0.5).astype(float)
     self.rewards[0], self.rewards[1] = 0.0, 1.0
-    self.scores = {"none": rng.normal(size=(P, G)) - 2.0,
-                   "S": rng.normal(size=(P, G)) + 2.0 * self.rewards - 2.0}
+    self.scores = {"plain": rng.normal(size=(P, G)) - 2.0,
+                   "success": rng.normal(size=(P, G)) + 2.0 * self.rewards - 2.0}
 
   def values(self, name, metric):
     """Of each prompt, by a loop; None where it is undefined."""
@@ -161,10 +161,10 @@ class StudyTest(absltest.TestCase):
 
   def test_differences_are_paired_and_intervals_are_scipys_bootstrap(self):
     found = teacher_signal.study(self.scores, self.rewards)
-    changes = np.array([b - a for a, b in zip(self.values("none", "auc"), self.values("S", "auc"))
-                        if a is not None])
-    gain = found["differences"]["S"]["auc"]
-    self.assertEqual((found["against"], list(found["differences"])), ("none", ["S"]))
+    before, after = self.values("plain", "auc"), self.values("success", "auc")
+    changes = np.array([b - a for a, b in zip(before, after) if a is not None])
+    gain = found["differences"]["success"]["auc"]
+    self.assertEqual((found["against"], list(found["differences"])), ("plain", ["success"]))
     self.assertAlmostEqual(gain["mean"], changes.mean())
     # Prompts without a value are resampled too, which widens the interval by a little: here scipy
     # gets the ratio of the sums.
@@ -176,17 +176,17 @@ class StudyTest(absltest.TestCase):
     width = want.high - want.low
     self.assertAlmostEqual(gain["low"], want.low, delta=0.06 * width)
     self.assertAlmostEqual(gain["high"], want.high, delta=0.06 * width)
-    own = found["means"]["S"]["auc"]
+    own = found["means"]["success"]["auc"]
     self.assertLess(own["low"], own["mean"])
     self.assertEqual(found, teacher_signal.study(self.scores, self.rewards))  # the seed decides
 
   def test_contexts_are_compared_on_the_candidates_that_have_all(self):
-    self.scores["S"][2, :3] = np.nan                    # these have no peer that is right
-    self.scores["none"][3, 4:] = np.nan                 # a smaller group
-    self.scores["S"][3, 4:] = np.nan
+    self.scores["success"][2, :3] = np.nan  # these have no peer that is right
+    self.scores["plain"][3, 4:] = np.nan    # a smaller group
+    self.scores["success"][3, 4:] = np.nan
     self.rewards[3, 4:] = np.nan
     found = teacher_signal.study(self.scores, self.rewards)
-    self.assertEqual(found["have"], {"none": P * G - 2, "S": P * G - 5})
+    self.assertEqual(found["have"], {"plain": P * G - 2, "success": P * G - 5})
     self.assertEqual(found["candidates"], P * G - 5)
     for metric in teacher_signal.METRICS:
       for name in self.scores:
@@ -196,23 +196,23 @@ class StudyTest(absltest.TestCase):
 
   def test_where_no_prompt_counts_nothing_is_said_and_one_has_no_interval(self):
     found = teacher_signal.study(self.scores, np.ones((P, G)))
-    self.assertEqual(found["means"]["S"]["auc"],
+    self.assertEqual(found["means"]["success"]["auc"],
                      {"mean": None, "low": None, "high": None, "prompts": 0})
     json.dumps(found, allow_nan=False)
     one = np.ones((P, G))
     one[0, 0] = 0.0
-    found = teacher_signal.study(self.scores, one)["means"]["S"]["auc"]
+    found = teacher_signal.study(self.scores, one)["means"]["success"]["auc"]
     self.assertEqual((found["prompts"], found["low"], found["high"]), (1, None, None))
     self.assertIsNotNone(found["mean"])
 
   def test_the_best_context_of_each_metric(self):
-    self.scores["copy"] = self.scores["S"]
+    self.scores["copy"] = self.scores["success"]
     best = teacher_signal.best(teacher_signal.study(self.scores, self.rewards))
-    self.assertEqual(best["auc"], ["S", "copy"])
-    self.assertEqual(best["brier_minmax"], ["S", "copy"])  # where less is better
-    worse = {"none": self.scores["S"], "S": self.scores["none"]}
+    self.assertEqual(best["auc"], ["success", "copy"])
+    self.assertEqual(best["brier_minmax"], ["success", "copy"])  # where less is better
+    worse = {"plain": self.scores["success"], "success": self.scores["plain"]}
     best = teacher_signal.best(teacher_signal.study(worse, self.rewards))
-    self.assertEqual((best["top1"], best["brier_minmax"]), (["none"], ["none"]))
+    self.assertEqual((best["top1"], best["brier_minmax"]), (["plain"], ["plain"]))
     nothing = teacher_signal.best(teacher_signal.study(self.scores, np.ones((P, G))))
     self.assertEqual(nothing["auc"], [])
 
@@ -221,15 +221,15 @@ class StudyTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, r"scores are \(12, 6\) and rewards \(12, 5\)"):
       study(self.scores, self.rewards[:, :5])
     with self.assertRaisesRegex(ValueError, r"shapes \[\(12, 5\), \(12, 6\)\]"):
-      study({**self.scores, "F": self.scores["S"][:, :5]}, self.rewards)
-    with self.assertRaisesRegex(ValueError, "nothing is known of 'F', .* there are 'none', 'S'"):
-      study(self.scores, self.rewards, against="F")
+      study({**self.scores, "failure": self.scores["success"][:, :5]}, self.rewards)
+    with self.assertRaisesRegex(ValueError, "nothing is known of 'failure', .* there are 'plain', "):
+      study(self.scores, self.rewards, against="failure")
     with self.assertRaisesRegex(ValueError, "no prompts"):
-      study({"none": np.zeros((0, G))}, np.zeros((0, G)))
+      study({"plain": np.zeros((0, G))}, np.zeros((0, G)))
     self.rewards[4, 4] = np.nan
     with self.assertRaisesRegex(ValueError, "1 candidates with a score have no reward"):
       study(self.scores, self.rewards)
-    self.scores["none"][0, 0] = -np.inf
+    self.scores["plain"][0, 0] = -np.inf
     with self.assertRaisesRegex(ValueError, "1 scores are infinite"):
       study(self.scores, self.rewards)
 
