@@ -295,7 +295,7 @@ class SittingTest(parameterized.TestCase):
         if claim.primary:
           self.assertLen(config.seeds[claim.a], 10)
           self.assertIn(claim.a, config.tune.methods)
-      self.assertLen(config.tune.seeds, 3)
+      self.assertLen(config.tune.seeds, 2)
     else:
       self.assertEqual((config.results, config.table), ("", ""))
       self.assertLen(config.tune.seeds, 1)
