@@ -109,8 +109,8 @@ def peers(**changes: Any) -> ConfigDict:
 
   Its `teacher` is "", the student itself, or another model; there are no others.
   """
-  return _changed(_on_policy(
-      "", pipeline="peers",
+  return _changed(_on_policy("", pipeline="peers") | dict(
+      ema=ConfigDict(dict(rate=0.05)),  # share of the new parameters
       teacher_params="ema",          # of the student itself: or "current", "frozen", "trust_region"
       trust=0.05,                    # share of the present student in the trust region's logits
       context=ConfigDict(dict(
@@ -123,12 +123,14 @@ def peers(**changes: Any) -> ConfigDict:
           budget=400,                # tokens of a context; peers are dropped, the longest first
           buckets=(),                # lengths that contexts are padded to; (): only the budget
           tokens=0,                  # padded tokens scored at a time; 0: as of all rows
-      ))), changes)
+      )),
+  ), changes)
 
 
-def _on_policy(teacher: str, **more: Any) -> dict[str, Any]:
+def _on_policy(teacher: str, pipeline: str) -> dict[str, Any]:
   return dict(
-      **_common(), **_training(), **more,
+      **_common(), **_training(),
+      pipeline=pipeline,
       teacher=_policy(teacher),
       teachers=ConfigDict(),         # name -> a section like `teacher`
       reference=_policy(""),         # "": none; the student's own source: its initial weights

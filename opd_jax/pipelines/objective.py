@@ -22,14 +22,15 @@ def _g_opd(p, batch, loss):
   return signals.g_opd(p, batch.teacher_logprobs, batch.reference_logprobs, loss.lam)
 
 
+# Learn from a verifier's rewards, and from no teacher: of responses compared, or of each.
+COMPARED = ("group_advantage", "dpo", "simpo")
+REWARDED = (*COMPARED, "verified")
 SIGNALS = {
     "opd": lambda p, batch, loss: signals.opd(p, batch.teacher_logprobs),
     "g_opd": _g_opd,
     **{name: lambda p, batch, loss: jnp.broadcast_to(batch.advantage[:, None], p.shape)
-       for name in ("group_advantage", "dpo", "simpo", "verified")},
+       for name in REWARDED},
 }
-# Learn from a verifier's rewards, and from no teacher.
-REWARDED = ("group_advantage", "dpo", "simpo", "verified")
 # Are losses of given responses, with the aggregate that makes them so: not of what the student
 # would sample, so no importance weight belongs to them.
 GIVEN = {"dpo": "sequence_sum", "simpo": "sequence_mean", "verified": ""}
@@ -98,7 +99,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   if asks_teacher(loss) and not teachers.sections(config) and "context" not in config:
     raise ValueError(f"loss.signal={loss.signal!r}, loss.weight={loss.weight!r} learn from a "
                      "teacher, and there is none; set teacher.source, or `teachers` by name")
-  if loss.signal in REWARDED[:3] and config.rollout.group_size == 1:
+  if loss.signal in COMPARED and config.rollout.group_size == 1:
     raise ValueError(f"loss.signal={loss.signal!r} compares the responses of a prompt, and "
                      "rollout.group_size is 1: nothing would be learned; set it to 2 or more")
   if loss.signal in GIVEN and loss.surrogate not in divergences.KINDS:

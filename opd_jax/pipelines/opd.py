@@ -299,7 +299,10 @@ def describe(batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
     metrics[f"{name}/effective_sample_size"] = jnp.square(jnp.sum(real)) / jnp.maximum(
         jnp.sum(jnp.square(real)) * masked.tokens(mask), 1e-9)
   if batch.teacher_logprobs is not None:
-    metrics["teacher/dropped_tokens"] = masked.tokens(batch.mask & ~mask)
+    said = jnp.isfinite(batch.teacher_logprobs)
+    if batch.reference_logprobs is not None:
+      said &= jnp.isfinite(batch.reference_logprobs)
+    metrics["teacher/dropped_tokens"] = masked.tokens(batch.mask & ~said)
     metrics |= {f"teacher/reverse_kl_decile_{i}": masked.token_mean(
         columns["teacher/reverse_kl"], decile == i) for i in range(10)}
   return metrics

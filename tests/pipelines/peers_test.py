@@ -162,6 +162,9 @@ class CheckTest(parameterized.TestCase):
 
 class RunTest(absltest.TestCase):
 
+  def test_the_defaults_go_together(self):
+    peers.check(configs.peers(loss=JSD))
+
   def test_a_larger_teacher_is_shown_the_peers(self):
     workdir = self.create_tempdir().full_path
     peers.run(tiny(teacher=dict(source="tiny:teacher"), teacher_params="frozen",
@@ -170,6 +173,7 @@ class RunTest(absltest.TestCase):
     last = json.loads(pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()[-2])
     self.assertTrue(np.isfinite(last["loss/total"]))
     self.assertGreater(last["context/parts"], 0.0)
+    self.assertEqual(last["teacher/dropped_tokens"], 0.0)  # of no loss, but not dropped
 
   def test_resumed_it_chooses_the_same_peers_and_has_the_same_average(self):
     def run(workdir):
