@@ -162,8 +162,9 @@ def run(config: ml_collections.ConfigDict, workdir: str,
 
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
+      constants = method.constants(state)  # of the state that the batch was scored with
       for _ in range(updates):  # one that is refused leaves the next the same fault
-        state, metrics = train_step(state, batch, method.constants(state))
+        state, metrics = train_step(state, batch, constants)
       previous = (metrics, batch, workdir, done)
       clock.lap("update", metrics)
 

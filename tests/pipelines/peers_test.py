@@ -166,10 +166,18 @@ class RunTest(absltest.TestCase):
     peers.check(configs.peers(loss=JSD))
 
   def test_a_larger_teacher_is_shown_the_peers(self):
-    workdir = self.create_tempdir().full_path
-    peers.run(tiny(teacher=dict(source="tiny:teacher"), teacher_params="frozen",
-                   ema=dict(rate=0.0), loss=dict(signal="opd", surrogate="score_function", top_k=0),
-                   export=False), workdir)
+    workdir, asked = self.create_tempdir().full_path, []
+
+    def build(*arguments):
+      method = peers.build(*arguments)
+      constants = lambda state: asked.append(int(state.step)) or method.constants(state)
+      return method._replace(constants=constants)
+
+    on_policy.run(tiny(
+        teacher=dict(source="tiny:teacher"), teacher_params="frozen", ema=dict(rate=0.0),
+        loss=dict(signal="opd", surrogate="score_function", top_k=0, updates_per_batch=2),
+        export=False), workdir, build)
+    self.assertEqual(asked, [0, 2])  # the head belongs to the states of the whole batch
     last = json.loads(pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()[-2])
     self.assertTrue(np.isfinite(last["loss/total"]))
     self.assertGreater(last["context/parts"], 0.0)
