@@ -5,28 +5,42 @@ A verifier never raises on model text: what it cannot read earns 0 and a reason.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import functools
+import math
 
-from opd_jax.verifiers import exact_match, math_answer
+from opd_jax.verifiers import (
+    exact_match, math_answer, multiple_choice, sandbox, tool_calls, unit_tests)
 from opd_jax.verifiers.pool import Pool
 from opd_jax.verifiers.verdict import Verdict
 
-VERIFIERS = {"exact_match": exact_match.verify, "math_answer": math_answer.verify}
+VERIFIERS = {"exact_match": exact_match.verify, "math_answer": math_answer.verify,
+             "multiple_choice": multiple_choice.verify, "tool_calls": tool_calls.verify,
+             "unit_tests": unit_tests.verify}
 
 # Cheap and safe enough to run in this process, on this thread.
-IN_PROCESS = ("exact_match",)
+IN_PROCESS = ("exact_match", "multiple_choice", "tool_calls")
+
+# Run code that a model wrote. The pool's workers start the sandboxes: they bring as many at a
+# time as the config allows, a last limit should a sandbox fail to keep its own, and processes
+# without JAX, which are small to start others from.
+RUN_CODE = ("unit_tests",)
 
 Verify = Callable[[Sequence[str], Sequence[str]], list[Verdict]]
 
 
 @contextlib.contextmanager
-def make(name: str, workers: int, timeout_s: float) -> Iterator[Verify]:
+def make(name: str, workers: int, timeout_s: float,
+         allow_unsafe_code: bool = False) -> Iterator[Verify]:
   """Yields a function from texts and answers to verdicts.
 
   Args:
     name: a key of `VERIFIERS`.
     workers: processes, for a verifier that needs them.
-    timeout_s: hard limit for one text, seconds; beyond it the verdict is 0.
-  Raises: ValueError for an unknown name.
+    timeout_s: hard limit for one text, seconds; beyond it the verdict is 0. Of code's processor
+      time, rounded up; code that waits may do so four times as long.
+    allow_unsafe_code: whether a model's code may run where it cannot be isolated.
+  Raises: ValueError for an unknown name, or where a model's code can neither be isolated nor is
+    allowed to run without.
   """
   if name not in VERIFIERS:
     raise ValueError(f"verifier.name is {name!r}; it must be one of {', '.join(VERIFIERS)}")
@@ -34,5 +48,12 @@ def make(name: str, workers: int, timeout_s: float) -> Iterator[Verify]:
   if name in IN_PROCESS:
     yield lambda texts, answers: [verify(t, a) for t, a in zip(texts, answers, strict=True)]
     return
-  with Pool(verify, workers, timeout_s) as pool:
+  patience_s = timeout_s
+  if name in RUN_CODE:
+    isolated = sandbox.is_isolated(allow_unsafe_code)
+    limits = sandbox.Limits(cpu_s=math.ceil(timeout_s), wall_s=4 * timeout_s)
+    verify = functools.partial(verify, limits=limits, isolated=isolated)
+    # The right solution may have to run first.
+    patience_s = 2 * (limits.wall_s + sandbox.SLACK_S)
+  with Pool(verify, workers, patience_s) as pool:
     yield pool

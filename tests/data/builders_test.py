@@ -15,9 +15,11 @@ import ml_collections
 from opd_jax import verifiers
 from opd_jax.data import builders, chat
 from opd_jax.data.builders.arithmetic import chains, examples
-from opd_jax.verifiers import exact_match
+from opd_jax.verifiers import exact_match, multiple_choice, unit_tests
 
 GOOD = '{"id": "x", "q": "2+2?", "a": 4}'
+METHOD = "class Solution:\n  def add(self, x: int, ys: List[int]) -> int:"
+INDENT = re.compile(r"^", re.MULTILINE)
 MIX = dict(plain=0.3, peers=0.2, failures=0.1, refine=0.2, critic=0.2)
 
 
@@ -145,6 +147,134 @@ class JsonlTest(parameterized.TestCase):
     with verifiers.make("math_answer", workers=1, timeout_s=10.0) as verify:
       verdicts = verify([row["response"] for row in rows], [row["answer"] for row in rows])
     self.assertEqual([v.reward for v in verdicts], [1.0] * 200)
+
+
+  def test_options_follow_the_question_as_lettered_lines(self):
+    row = self.open('{"id": "x", "q": "Why?", "a": "B", "c": ["yes", "no"]}', choices="c",
+                    template="{question}\n\nAnswer with a letter.")[0]
+    self.assertEqual(json.loads(row["messages"])[0]["content"],
+                     "Why?\n\nA: yes\nB: no\n\nAnswer with a letter.")
+
+  @parameterized.parameters(
+      ('"c": ["yes", "no"], "a": "C"', "line 1: the answer is 'C'; wanted the letter of one of 2"),
+      ('"c": ["yes", "no"], "a": "AB"', "the answer is 'AB'; wanted the letter"),
+      ('"c": ["yes"], "a": "A"', r"field 'c' is \[.*\]; wanted a list of 2 to 10 texts"),
+      ('"c": [1, 2], "a": "A"', r"field 'c' is \[1, 2\]; wanted a list of 2 to 10 texts"),
+      ('"a": "A"', "field 'c' is null; wanted a list"),
+  )
+  def test_options_that_are_none_are_named(self, fields, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.open('{"id": "x", "q": "Why?", %s}' % fields, choices="c")
+
+  @absltest.skipUnless("OPD_JAX_DATA" in os.environ, "OPD_JAX_DATA is not set")
+  def test_multiple_choice_rows_verify(self):
+    for name in ("arc_easy", "arc_challenge", "openbookqa"):
+      path = pathlib.Path(os.environ["OPD_JAX_DATA"], name, "train.jsonl")
+      rows = list(builders.jsonl.splits(train=str(path), question="question", answer="answer",
+                                        choices="choices")["train"]())
+      self.assertGreater(len(rows), 1000)
+      for row in rows[::50]:
+        content = json.loads(row["messages"])[0]["content"]
+        chosen = next(x for x in content.split("\n") if x.startswith(f"{row['answer']}: "))
+        self.assertEqual(multiple_choice.verify(chosen, row["answer"]).reward, 1.0, row["id"])
+        self.assertEqual(multiple_choice.verify(content, row["answer"]).reward, 0.0, row["id"])
+
+
+class ProgramsTest(parameterized.TestCase):
+
+  def rows(self, *records):
+    path = pathlib.Path(self.create_tempdir().full_path, "rows.jsonl")
+    path.write_text("\n".join(map(json.dumps, records)))
+    return list(builders.programs.splits(train=str(path))["train"]())
+
+  def test_livecodebench_in_both_forms(self):
+    stdin, method = self.rows(
+        dict(question_id="a", question_content="Double it.", starter_code="", metadata="{}",
+             public_test_cases='[{"input": "3\\n", "output": "6\\n", "testtype": "stdin"}]',
+             private_test_cases='[{"input": "4\\n", "output": "8\\n", "testtype": "stdin"}]'),
+        dict(question_id="b", question_content="Add.", metadata='{"func_name": "add"}',
+             starter_code="class Solution:\n  def add(self, x: int, ys: List[int]) -> int:",
+             public_test_cases='[{"input": "3\\n[1, 2]", "output": "6", "testtype": "method"}]',
+             private_test_cases=""))
+    self.assertEqual(json.loads(stdin["answer"]),
+                     dict(stdins=["3\n", "4\n"], stdouts=["6\n", "8\n"]))
+    self.assertEqual(json.loads(method["answer"]), dict(
+        entry_point="add", before="", atol=0, compare="equal", inputs=["[3, [1, 2]]"],
+        outputs=["6"]))
+    self.assertIn("```python\nclass Solution:", json.loads(method["messages"])[0]["content"])
+    for text, row, reward in (
+        ("print(2 * int(input()))", stdin, 1.0), ("print(6)", stdin, 0.0),
+        (f"{METHOD}\n    return x + sum(ys)", method, 1.0),
+        (f"{METHOD}\n    return x", method, 0.0)):
+      self.assertEqual(unit_tests.verify(text, row["answer"]).reward, reward)
+
+  @parameterized.parameters(
+      (dict(task_id="x"), r"line 1: no exercise; the row has \['task_id'\], wanted one of"),
+      (dict(task_id="x", test=""), "not the exercise that its field 'test' promises .KeyError: 'pr"),
+      (dict(question_id="x", public_test_cases="[]", private_test_cases="eJx"),
+       "not the exercise that its field 'public_test_cases' promises .JSONDecodeError"),
+  )
+  def test_bad_rows_are_named(self, record, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.rows(record)
+
+  @parameterized.parameters(
+      ([1, [2]], (1, [2]), (1, [2])), ([[1, 2], [3]], [(5,)], [(1, 2), (3,)]),
+      ([[1], 2], ([5], 6), ([1], 2)), (["a"], {"b"}, {"a"}), ("1j", 2j, 1j), ("1.5", 0.5, "1.5"),
+      ({"a": [1]}, {"b": (2,)}, {"a": (1,)}), ([], (1,), ()), (3, "x", 3), ([[]], [()], [()]),
+      ([1, [2]], [(3,)], [1, (2,)]),
+  )
+  def test_types_are_the_examples(self, value, example, want):
+    found = builders.programs.like(value, example)
+    self.assertEqual(repr(found), repr(want))
+
+  @absltest.skipUnless("OPD_JAX_DATA" in os.environ, "OPD_JAX_DATA is not set")
+  def test_inputs_have_the_types_that_contracts_ask_for(self):
+    path = pathlib.Path(os.environ["OPD_JAX_DATA"], "mbpp_plus/half.jsonl.gz")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+      records = [json.loads(line) for line in lines]
+    rows = list(builders.programs.splits(test=str(path))["test"]())
+    self.assertLen(rows, 194)
+    for record, row in zip(records, rows):
+      # The contract is the beginning of the solution's body: asserts about its arguments.
+      answer = json.loads(row["answer"])
+      [head] = re.findall(rf"^def {record['entry_point']}\s*\((.*?)\)", answer["solution"], re.M)
+      space = {}
+      exec(f"def contract({head}):\n  if True:\n{INDENT.sub('    ', record['contract'])}\n", space)
+      for arguments in answer["inputs"][:20]:
+        space["contract"](*eval(arguments))
+
+
+class ToolUseTest(parameterized.TestCase):
+
+  def test_documentation_and_question_make_the_prompt(self):
+    path = pathlib.Path(self.create_tempdir().full_path, "rows.jsonl")
+    record = dict(id="x", api="Cats", description="All {question} cats", question="Show one.",
+                  functions={"get": "Get it", "components": "#Cat: Object"},
+                  answer=[{"Action": "get", "Action_Input": '{"n":1}'}])
+    path.write_text(json.dumps(record))
+    for ordered in (False, True):
+      [row] = builders.tool_use.splits(train=str(path), ordered=ordered)["train"]()
+      calls = [{"Action": "get", "Action_Input": '{"n": 1}'}]
+      self.assertEqual(json.loads(row["answer"]),
+                       {"ordered": True, "calls": calls} if ordered else calls)
+      self.assertEqual(row["response"], 'Action: get\nAction Input: {"n": 1}')
+    content = json.loads(row["messages"])[0]["content"]
+    self.assertIn("Name: Cats\nDescription: All {question} cats\nDocumentation:\nget: Get it\n#Cat",
+                  content)
+    self.assertEndsWith(content, "Question: Show one.")
+
+  @parameterized.parameters(
+      (dict(answer=[{"Action": "get", "Action_Input": "[]"}]), "line 1: .*AttributeError: 'list'"),
+      (dict(answer=[{"Action": "get"}]), "line 1: no calls .KeyError: 'Action_Input'"),
+      (dict(answer=[{"Action": "get", "Action_Input": "{"}]), "no rows in"),
+      (dict(answer=[]), "KeyError: 'functions'"),
+  )
+  def test_bad_rows_are_named(self, record, message):
+    path = pathlib.Path(self.create_tempdir().full_path, "rows.jsonl")
+    path.write_text(json.dumps(dict(id="x", **record)))
+    with self.assertRaisesRegex(ValueError, message):
+      list(builders.tool_use.splits(train=str(path))["train"]())
 
 
 class ArithmeticTest(parameterized.TestCase):

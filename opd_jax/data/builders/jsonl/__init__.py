@@ -13,10 +13,17 @@ from typing import Any
 
 from opd_jax.data import chat
 
+Splits = dict[str, Callable[[], Iterator[dict[str, Any]]]]
+# A record, its file and line -> its row; None to leave it out.
+Row = Callable[[dict[str, Any], pathlib.Path, int], dict[str, Any] | None]
+
+LETTERS = "ABCDEFGHIJ"  # as many as the multiple-choice verifier reads
+
 
 def splits(*, question: str, answer: str, train: str = "", test: str = "", response: str = "",
            teacher: str = "", id: str = "id", task: str = "jsonl", system: str = "",
-           template: str = "{question}", strip_marks: bool = False) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+           template: str = "{question}", strip_marks: bool = False,
+           choices: str = "") -> Splits:
   """Splits over .jsonl or .jsonl.gz files.
 
   Args:
@@ -27,27 +34,13 @@ def splits(*, question: str, answer: str, train: str = "", test: str = "", respo
     system: system turn before every question, if any.
     template: how the question becomes the user's turn; holds "{question}".
     strip_marks: removes GSM8K's calculator marks `<<48/2=24>>` from responses.
+    choices: name of a field with a list of options, if any; they follow the question, one a line,
+      as "A: ..." and so on, and the answer must be the letter of one.
   Raises: ValueError naming file, line and field when a row lacks one, or holds there what is
     no text; and for a file that is not whole, an id used twice, or no rows at all.
   """
   if "{question}" not in template:
     raise ValueError(f"data.builder_kw.template is {template!r}; it must hold '{{question}}'")
-
-  def read(where: str) -> Iterator[dict[str, Any]]:
-    seen = set()
-    for file in files(where):
-      for number, line in lines(file):
-        if not line.strip():
-          continue
-        made = row(parse(file, number, line), file, number)
-        if made["id"] in seen:
-          raise ValueError(f"{file}, line {number}: field {id!r} is {made['id']!r}, as in an "
-                           "earlier row; ids must differ. With data.builder_kw.id='' rows are "
-                           "named by file and line")
-        seen.add(made["id"])
-        yield made
-    if not seen:
-      raise ValueError(f"no rows in {where!r}; wanted one JSON object a line")
 
   def row(record: dict[str, Any], file: pathlib.Path, number: int) -> dict[str, Any]:
     def field(name: str) -> str:
@@ -66,16 +59,57 @@ def splits(*, question: str, answer: str, train: str = "", test: str = "", respo
     text = field(response) if response else ""
     if strip_marks:
       text = re.sub(r"<<[^>]*>>", "", text)
-    content = template.replace("{question}", field(question))
+    asked = field(question)
+    if choices:
+      asked += "\n\n" + lettered(record.get(choices), field(answer), choices, file, number)
+    content = template.replace("{question}", asked)
     return dict(id=field(id) if id else f"{file.name}-{number}", task=task, level=0,
                 messages=json.dumps(chat.question(content, system)), answer=field(answer),
                 response=text, teacher=field(teacher) if teacher else "")
+
+  return by_path(row, train, test, id)
+
+
+def by_path(row: Row, train: str, test: str, id: str) -> Splits:
+  """Splits whose rows are made of the files' records, one by one.
+
+  Raises: ValueError if neither split has a path; when read, for an id used twice or no rows.
+  """
+  def read(where: str) -> Iterator[dict[str, Any]]:
+    seen = set()
+    for file in files(where):
+      for number, line in lines(file):
+        if not line.strip():
+          continue
+        made = row(parse(file, number, line), file, number)
+        if made is None:
+          continue
+        if made["id"] in seen:
+          raise ValueError(f"{file}, line {number}: field {id!r} is {made['id']!r}, as in an "
+                           "earlier row; ids must differ. With data.builder_kw.id='' rows are "
+                           "named by file and line")
+        seen.add(made["id"])
+        yield made
+    if not seen:
+      raise ValueError(f"no rows in {where!r}; wanted one JSON object a line")
 
   found = {"train": train, "test": test}
   if not any(found.values()):
     raise ValueError("data.builder_kw names no data; set train or test to a .jsonl or .jsonl.gz "
                      "file, or a folder with some")
   return {name: (lambda where=where: read(where)) for name, where in found.items() if where}
+
+
+def lettered(options: Any, answer: str, name: str, file: pathlib.Path, number: int) -> str:
+  """Options as lines "A: ...". Raises: ValueError if they are none, or the answer is not one."""
+  if (not isinstance(options, list) or not 1 < len(options) <= len(LETTERS)
+      or not all(isinstance(x, str) for x in options)):
+    raise ValueError(f"{file}, line {number}: field {name!r} is {json.dumps(options)[:60]}; wanted "
+                     f"a list of 2 to {len(LETTERS)} texts")
+  if not answer or answer not in LETTERS[:len(options)]:
+    raise ValueError(f"{file}, line {number}: the answer is {answer!r}; wanted the letter of one "
+                     f"of {len(options)} options")
+  return "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options))
 
 
 def lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:

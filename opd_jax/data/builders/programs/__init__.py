@@ -1,0 +1,143 @@
+"""Programming exercises with tests: HumanEval+, MBPP+, and LiveCodeBench's form.
+
+Answers are what `verifiers/unit_tests.py` reads. The first two data sets bring inputs and a right
+solution, which is run later, in the sandbox: nothing is run here.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import pathlib
+import sys
+from typing import Any
+
+from opd_jax.data import chat
+from opd_jax.data.builders import jsonl
+
+TEMPLATE = "{question}\n\nAnswer with the whole program in one ```python block."
+
+
+def splits(*, train: str = "", test: str = "", template: str = TEMPLATE,
+           system: str = "") -> jsonl.Splits:
+  """Splits over .jsonl or .jsonl.gz files; each record tells by its fields which form it has.
+
+  Args:
+    train, test: a file, or a folder of them; a split without one does not exist.
+    template: how the question becomes the user's turn; holds "{question}".
+    system: system turn before every question, if any.
+  Raises: ValueError naming file and line of a record of no known form.
+  """
+  if "{question}" not in template:
+    raise ValueError(f"data.builder_kw.template is {template!r}; it must hold '{{question}}'")
+
+  def row(record: dict[str, Any], file: pathlib.Path, number: int) -> dict[str, Any]:
+    for mark, form in FORMS.items():
+      if mark in record:
+        try:
+          made = form(record)
+        except (KeyError, ValueError, TypeError, AttributeError, SyntaxError,
+                StopIteration) as error:
+          raise ValueError(f"{file}, line {number}: not the exercise that its field {mark!r} "
+                           f"promises ({type(error).__name__}: {error})") from error
+        content = template.replace("{question}", made.pop("question"))
+        return dict(made, level=0, messages=json.dumps(chat.question(content, system)))
+    raise ValueError(f"{file}, line {number}: no exercise; the row has {sorted(record)}, wanted "
+                     f"one of {sorted(FORMS)}")
+
+  return jsonl.by_path(row, train, test, "task_id")
+
+
+def humaneval(record: dict[str, Any]) -> dict[str, Any]:
+  """A function's head to be completed; what precedes it in the prompt may be relied on."""
+  prompt, name = record["prompt"], record["entry_point"]
+  head = next(node for node in ast.parse(prompt).body if getattr(node, "name", "") == name)
+  before = "\n".join(prompt.split("\n")[:head.lineno - 1])
+  question = f"Complete this function.\n\n```python\n{prompt.strip()}\n```"
+  compare = "zero" if name == "find_zero" else "equal"
+  inputs = [*record["base_input"], *record["plus_input"]]
+  return exercise(record, "humaneval", question, before, prompt + record["canonical_solution"],
+                  inputs, compare)
+
+
+def mbpp(record: dict[str, Any]) -> dict[str, Any]:
+  """A task in words, with one assertion that shows how the function is called."""
+  calls = [node for node in ast.walk(ast.parse(record["assertion"]))
+           if isinstance(node, ast.Call)
+           and getattr(node.func, "id", "") == record["entry_point"]]
+  example = next(x for x in map(_literal, calls) if x is not None)
+  # Complex arithmetic (Mbpp/124) has its numbers as text too.
+  argument = lambda x, e: float(x) if isinstance(x, str) and isinstance(e, int) else like(x, e)
+  inputs = [list(map(argument, arguments, example)) if len(arguments) == len(example) else arguments
+            for arguments in (*record["base_input"], *record["plus_input"])]
+  test = next(node.test for node in ast.walk(ast.parse(record["assertion"]))
+              if isinstance(node, ast.Assert))
+  compare = "equal"
+  if ast.unparse(test).startswith("set("):
+    compare = "set"
+  elif test in calls or isinstance(test, ast.UnaryOp):  # assert f(...), assert not f(...)
+    compare = "truth"
+  return exercise(record, "mbpp", ast.literal_eval(record["prompt"].strip()).strip(), "",
+                  record["canonical_solution"], inputs, compare)
+
+
+def exercise(record: dict[str, Any], task: str, question: str, before: str, solution: str,
+             inputs: list[list[Any]], compare: str) -> dict[str, Any]:
+  answer = dict(entry_point=record["entry_point"], before=before, inputs=list(map(repr, inputs)),
+                solution=solution, atol=record["atol"], compare=compare)
+  return dict(id=record["task_id"], task=task, question=question, answer=json.dumps(answer),
+              response=f"```python\n{solution.strip()}\n```")
+
+
+def livecodebench(record: dict[str, Any]) -> dict[str, Any]:
+  """A program between standard input and output, or a method of class Solution.
+
+  Hidden tests are published as a pickle, which can run code and is not opened here: whoever
+  trusts it writes them into the field as JSON first, or leaves the field empty.
+  """
+  tests = (json.loads(record["public_test_cases"])
+           + json.loads(record.get("private_test_cases") or "[]"))
+  question = record["question_content"].strip()
+  if tests[0]["testtype"] == "stdin":
+    answer = dict(stdins=[t["input"] for t in tests], stdouts=[t["output"] for t in tests])
+  else:
+    question += f"\n\n```python\n{record['starter_code'].strip()}\n```"
+    values = lambda text: [json.loads(line) for line in text.split("\n")]
+    answer = dict(entry_point=json.loads(record["metadata"])["func_name"], before="", atol=0,
+                  compare="equal", inputs=[repr(values(t["input"])) for t in tests],
+                  outputs=[repr(json.loads(t["output"])) for t in tests])
+  return dict(id=record["question_id"], task="livecodebench", question=question,
+              answer=json.dumps(answer), response="")
+
+
+# By the field that only records of this form have.
+FORMS = {"public_test_cases": livecodebench, "assertion": mbpp, "test": humaneval}
+
+
+def like(value: Any, example: Any) -> Any:
+  """A value that JSON made poorer, with the types of an example: tuples, sets, complex numbers."""
+  if isinstance(example, complex):
+    return complex(value)
+  if isinstance(value, dict) and isinstance(example, dict) and example:
+    inner = next(iter(example.values()))
+    return {key: like(x, inner) for key, x in value.items()}
+  if not isinstance(value, list) or not isinstance(example, (list, tuple, set)):
+    return value
+  kinds = {isinstance(x, CONTAINERS): x for x in example}
+  return type(example)(like(x, kinds.get(isinstance(x, CONTAINERS))) for x in value)
+
+
+CONTAINERS = (list, tuple, set, dict)
+
+
+def _literal(call: ast.Call) -> list[Any] | None:
+  try:
+    return [ast.literal_eval(argument) for argument in call.args]
+  except ValueError:
+    return None
+
+
+def fingerprint(**arguments: Any) -> str:
+  """The files and the code that makes the rows: when either changes, they are made again."""
+  whole = jsonl.fingerprint(**arguments) + inspect.getsource(sys.modules[__name__])
+  return hashlib.sha256(whole.encode()).hexdigest()
