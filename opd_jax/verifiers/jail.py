@@ -66,8 +66,9 @@ class Impossible(Exception):
 def main() -> None:
   """Runs the job on standard input; writes to standard output what came of it, as JSON.
 
-  The job: source (Python), stdins (list of str), isolated, and the fields of sandbox.Limits. The answer: {"missing": words}, or {"ended": [[status, stdout, stderr], ...]}, one
-  for each input that was reached, the last with status null if time ran out meanwhile.
+  The job: source (Python), stdins (list of str), isolated, and the fields of sandbox.Limits.
+  The answer: {"missing": words}, or {"ended": [[status, stdout, stderr], ...]}, one for each
+  input that was reached, the last with status null if time ran out meanwhile.
   """
   parent = int(sys.argv[1])
   follow(parent)

@@ -30,7 +30,8 @@ HARNESSES = (
     (r"<answer>\s*([A-D])\s*</answer>",
      ("<reasoning>\nA or B?\n</reasoning>\n<answer>\n{}\n</answer>", "<answer>{}</answer>")),
     (r"\\boxed\{\s*(?:\\text\{)?\(?([A-D])",
-     (r"so \boxed{{{}}}", r"\boxed{{\text{{({})}}}}", r"$\boxed{{{}. a leaf}}$", r"\boxed{{ {} }}.")),
+     (r"so \boxed{{{}}}", r"\boxed{{\text{{({})}}}}", r"$\boxed{{{}. a leaf}}$",
+      r"\boxed{{ {} }}.")),
 )
 
 
@@ -71,7 +72,8 @@ class MultipleChoiceTest(parameterized.TestCase):
 
   @parameterized.parameters(
       "Answer: A or B", "Answer: A, B, C, D", "The answer is (A) or (B)", "\\boxed{A, B}",
-      "<answer>A B</answer>", "<answer>A/B/C/D</answer>", "It is A or B", "A and B", "Answer: A & B",
+      "<answer>A B</answer>", "<answer>A/B/C/D</answer>", "It is A or B", "A and B",
+      "Answer: A & B",
       "Answer: **A** or **B**", "Answer: A, or option B", "not A but B",
   )
   def test_naming_several_options_never_pays(self, text):
@@ -96,7 +98,8 @@ class MultipleChoiceTest(parameterized.TestCase):
     self.assertEqual(multiple_choice.verify("Answer: B", "C").feedback, "The answer is not B.")
     self.assertEqual(multiple_choice.verify("Answer: C", "C").feedback, "The answer is correct.")
 
-  @parameterized.parameters("<answer>", "\\boxed{", "\\boxed{{{", "####", "answer is ", "answer: A, ",
+  @parameterized.parameters("<answer>", "\\boxed{", "\\boxed{{{", "####", "answer is ",
+                            "answer: A, ",
                             "answer", " ", "*", "A, B, ", "\\text", "(", "answer" + " " * 50, "\n",
                             "Answer: \\text{", "A)\n")
   def test_long_texts_take_linear_time(self, part):
@@ -111,8 +114,8 @@ class MultipleChoiceTest(parameterized.TestCase):
     with gzip.open(path, "rt", encoding="utf-8") as lines:
       rows = [json.loads(line) for line in lines][::4]
     with verifiers.make("multiple_choice", workers=0, timeout_s=0.0) as verify:
-      for form, reward in (("<reasoning>\n{prompt}\n</reasoning>\n<answer>\n{answer}\n</answer>", 1.0),
-                           ("{prompt}\n\nAnswer: {answer}", 1.0), ("{prompt}", 0.0)):
+      tagged = "<reasoning>\n{prompt}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+      for form, reward in ((tagged, 1.0), ("{prompt}\n\nAnswer: {answer}", 1.0), ("{prompt}", 0.0)):
         texts = [form.format(prompt=r["prompt"], answer=r["answer"]) for r in rows]
         verdicts = verify(texts, [r["answer"] for r in rows])
         wrong = [(t, v) for t, v in zip(texts, verdicts) if v.reward != reward]

@@ -46,8 +46,8 @@ class ToolCallsTest(parameterized.TestCase):
       self.assertEqual(in_order.reward, float(found == want))
 
   @parameterized.parameters(
-      'Action: search\nAction Input: {"tags": ["a", "b"], "near": {"y": null, "x": 1.5}, "page": 1.0,'
-      ' "color": "wild"}',
+      'Action: search\nAction Input: {"tags": ["a", "b"], "near": {"y": null, "x": 1.5}, '
+      '"page": 1.0, "color": "wild"}',
       '**Action:** search\n**Action Input:** {"color": "wild", "page": 1, "tags": ["a", "b"],\n'
       '  "near": {"x": 15e-1, "y": null}}\n\nObservation: fine',
       'Action: `search`\nAction Input:\n```json\n{"color": "wild", "page": 1, "tags": ["a", "b"], '
@@ -72,9 +72,11 @@ class ToolCallsTest(parameterized.TestCase):
       ("", 'The response has no line "Action: ...".'),
       ("I call search.", 'The response has no line "Action: ...".'),
       ("Action: facts", 'The call 1 (facts) has no line "Action Input: ...".'),
-      ("Action: facts\nAction Input: ", "The input of call 1 (facts) is not JSON: Expecting value."),
+      ("Action: facts\nAction Input: ",
+       "The input of call 1 (facts) is not JSON: Expecting value."),
       ("Action: facts\nAction Input: {'limit': 3}",
-       "The input of call 1 (facts) is not JSON: Expecting property name enclosed in double quotes."),
+       "The input of call 1 (facts) is not JSON: Expecting property name enclosed in double "
+       "quotes."),
       ("Action: facts\nAction Input: [3]", "The input of call 1 (facts) is not a JSON object."),
       ('Action: facts\nAction Input: {"limit": 3} or so',
        "The input of call 1 (facts) is followed by something else on its line."),

@@ -64,8 +64,8 @@ HOSTILE = dict(
     own_namespace=("import ctypes\nf = lambda: ctypes.CDLL(None).unshare(1 << 28) == 0",
                    "returned False"),
     ten_gigabytes=("def f():\n  return len(bytearray(10 << 30)) > 0", "MemoryError"),
-    full_disk=("def f():\n  for i in range(99):\n    open(f'/tmp/{{i}}', 'wb').write(bytes(60000))\n"
-               "  return True", "OSError"),
+    full_disk=("def f():\n  for i in range(99):\n    open(f'/tmp/{{i}}', 'wb').write(bytes(60000))"
+               "\n  return True", "OSError"),
     big_file=("def f():\n  open('/tmp/x', 'wb').write(bytes(1 << 20))\n  return True", "OSError"),
     write_elsewhere=("def f():\n  open('/usr/lib/x', 'w')\n  return True", "OSError|Permission"),
     endless_sleep=("import time\ndef f():\n  time.sleep(1e9)", "longer than 1 s"),
@@ -79,8 +79,8 @@ HOSTILE = dict(
     exit_in_call=("import sys\ndef f(): sys.exit(0)", "SystemExit"),
     exit_at_once=("import os\nos._exit(0)", "before it returned"),
     crash=("import ctypes\ndef f(): ctypes.string_at(0)", "SIGSEGV"),
-    forged_lines=("import os\nfor fd in range(64):\n  try: os.write(fd, b'{{\"value\": 2}}\\n' * 9)\n"
-                  "  except OSError: pass\nos._exit(0)", "returned 2, which is wrong"),
+    forged_lines=("import os\nfor fd in range(64):\n  try: os.write(fd, b'{{\"value\": 2}}\\n' * 9)"
+                  "\n  except OSError: pass\nos._exit(0)", "returned 2, which is wrong"),
     forged_report=("import os, json\nfor fd in range(64):\n  try: os.write(fd, json.dumps("
                    "[0, 'passed', '']).encode() + b'\\n')\n  except OSError: pass\nos._exit(0)",
                    "without a result"),
@@ -96,15 +96,16 @@ HOSTILE = dict(
                     "MemoryError|SIGSEGV|SIGABRT|Recursion|longer"),
     deep_value=("def f():\n  x = []\n  for _ in range(10**5): x = [x]\n  return x",
                 "RecursionError|SIGSEGV"),
-    huge_errors=("import sys\nwhile True: sys.stderr.write('x' * 10000)", "File too large|more than"),
+    huge_errors=("import sys\nwhile True: sys.stderr.write('x' * 10000)",
+                 "File too large|more than"),
     huge_value=("f = lambda: 'x' * 10**7", "wrong|without a result|more than"),
     no_utf8=("f = lambda: chr(0xD83D)", "returned"),
 )
 
 RIGHT = {"f = lambda x: 2 * x", "```python\ndef f(x):\n  return x + x\n```",
          "class Solution:\n  def f(self, x: int) -> List[int]:\n    return x * 2",
-         "Try\n```python\ndef f(x): return 1\n```\nno:\n```python\ndef f(x): return x << 1\n```\nIt "
-         "prints\n```\n4\n```", "def f(x):\n  print('debug')\n  return pow(x, 1, 100) * 2"}
+         "Try\n```python\ndef f(x): return 1\n```\nno:\n```python\ndef f(x): return x << 1\n```\n"
+         "It prints\n```\n4\n```", "def f(x):\n  print('debug')\n  return pow(x, 1, 100) * 2"}
 
 
 class HostileTest(parameterized.TestCase):
@@ -120,7 +121,8 @@ class HostileTest(parameterized.TestCase):
     with socket.create_server(("127.0.0.1", 0)) as server:
       code = code.format(home=secret, port=server.getsockname()[1])
       self.enterContext(mock.patch.dict(os.environ, {"OPD_SECRET": "x"}))
-      limits = dataclasses.replace(SECOND, wall_s=1.0) if "sleep" in name or "stop" in name else SECOND
+      waits = name in ("endless_sleep", "stop_itself")
+      limits = dataclasses.replace(SECOND, wall_s=1.0) if waits else SECOND
       verdict = unit_tests.verify(code, function(((), True)), limits)
     self.assertEqual(verdict.reward, 0.0)
     self.assertRegex(verdict.feedback, reason)
@@ -203,8 +205,8 @@ class UnitTestsTest(parameterized.TestCase):
     self.assertEqual(unit_tests.verify(text, answer).reward, float(right))
 
   def test_values_come_back_as_they_went(self):
-    for value in (None, True, 1, -(1 << 80), 0.1, "é\ud83d", [1, [2]], (1, (2,)), {1}, frozenset({1}),
-                  {1: "a", (1, 2): [3]}, b"\x00", 1 + 2j, math.inf, {}, [], ()):
+    for value in (None, True, 1, -(1 << 80), 0.1, "é\ud83d", [1, [2]], (1, (2,)), {1},
+                  frozenset({1}), {1: "a", (1, 2): [3]}, b"\x00", 1 + 2j, math.inf, {}, [], ()):
       back = calls.decode(json.loads(json.dumps(calls.encode(value))))
       self.assertEqual((back, type(back)), (value, type(value)))
 
@@ -262,7 +264,7 @@ class RealExercisesTest(absltest.TestCase):
     return verdicts
 
   def test_humaneval_plus_agrees_with_its_own_assertions(self):
-    self.assertGreaterEqual(self.check("humaneval_plus/test.jsonl.gz", stride=12), 24)
+    self.assertGreaterEqual(self.check("humaneval_plus/test.jsonl.gz", stride=14), 24)
 
   def test_mbpp_plus_agrees_with_its_own_assertions(self):
     self.assertGreaterEqual(self.check("mbpp_plus/half.jsonl.gz", stride=16), 24)

@@ -66,8 +66,6 @@ def mbpp(record: dict[str, Any]) -> dict[str, Any]:
            if isinstance(node, ast.Call)
            and getattr(node.func, "id", "") == record["entry_point"]]
   example = next(x for x in map(_literal, calls) if x is not None)
-  # Complex arithmetic (Mbpp/124) has its numbers as text too.
-  argument = lambda x, e: float(x) if isinstance(x, str) and isinstance(e, int) else like(x, e)
   inputs = [list(map(argument, arguments, example)) if len(arguments) == len(example) else arguments
             for arguments in (*record["base_input"], *record["plus_input"])]
   test = next(node.test for node in ast.walk(ast.parse(record["assertion"]))
@@ -114,17 +112,24 @@ def livecodebench(record: dict[str, Any]) -> dict[str, Any]:
 FORMS = {"public_test_cases": livecodebench, "assertion": mbpp, "test": humaneval}
 
 
+def argument(value: Any, example: Any) -> Any:
+  """As `like`; where complex numbers are meant, all numbers are texts (Mbpp/124, Mbpp/252)."""
+  if isinstance(value, str) and isinstance(example, (int, float, complex)):
+    number = complex(value)
+    return number if number.imag or isinstance(example, complex) else number.real
+  return like(value, example)
+
+
 def like(value: Any, example: Any) -> Any:
-  """A value that JSON made poorer, with the types of an example: tuples, sets, complex numbers."""
-  if isinstance(example, complex):
-    return complex(value)
+  """A value that JSON made poorer, with the types of an example: tuples and sets."""
   if isinstance(value, dict) and isinstance(example, dict) and example:
     inner = next(iter(example.values()))
     return {key: like(x, inner) for key, x in value.items()}
   if not isinstance(value, list) or not isinstance(example, (list, tuple, set)):
     return value
-  kinds = {isinstance(x, CONTAINERS): x for x in example}
-  return type(example)(like(x, kinds.get(isinstance(x, CONTAINERS))) for x in value)
+  # What is nested deeper than in the example is like what it stands in (Mbpp/580).
+  inner = next((x for x in example if isinstance(x, CONTAINERS)), example)
+  return type(example)(like(x, inner) for x in value)
 
 
 CONTAINERS = (list, tuple, set, dict)
