@@ -156,7 +156,7 @@ class UnitTestsTest(parameterized.TestCase):
   @parameterized.parameters(*sorted(RIGHT))
   def test_right_functions_pass(self, text):
     verdict = unit_tests.verify(text, DOUBLE)
-    self.assertEqual((verdict.reward, verdict.feedback), (1.0, "The code passes all 2 tests."))
+    self.assertEqual((verdict.reward, verdict.feedback), (1.0, "The code passes all tests."))
 
   @parameterized.parameters(
       ("f = lambda x: 4", "Test 2 of 2 failed: f(5) returned 4, which is wrong."),
@@ -203,6 +203,17 @@ class UnitTestsTest(parameterized.TestCase):
     answer = json.dumps({k: v for k, v in json.loads(answer).items() if k != "outputs"})
     text = f"def f(): return {found!r}"
     self.assertEqual(unit_tests.verify(text, answer).reward, float(right))
+
+  def test_an_input_that_is_too_much_for_the_right_solution_is_no_test(self):
+    answer = json.loads(function(((2,), 0), ((1 << 30,), 0), ((3,), 0)))
+    del answer["outputs"]
+    answer = json.dumps(dict(answer, solution="f = lambda n: len(bytes(n))"))
+    with self.assertLogs(level="WARNING") as logs:
+      verdict = unit_tests.verify("f = lambda n: n", answer, SECOND)
+    self.assertEqual(verdict.reward, 1.0)
+    self.assertIn("stopped with MemoryError: at test 2 of 3, which ends the tests", logs.output[0])
+    self.assertEqual(unit_tests.verify("f = lambda n: 1", answer, SECOND).feedback,
+                     "Test 1 of 1 failed: f(2) returned 1, which is wrong.")
 
   def test_values_come_back_as_they_went(self):
     for value in (None, True, 1, -(1 << 80), 0.1, "é\ud83d", [1, [2]], (1, (2,)), {1},

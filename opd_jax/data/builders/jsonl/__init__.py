@@ -106,7 +106,7 @@ def lettered(options: Any, answer: str, name: str, file: pathlib.Path, number: i
       or not all(isinstance(x, str) for x in options)):
     raise ValueError(f"{file}, line {number}: field {name!r} is {json.dumps(options)[:60]}; wanted "
                      f"a list of 2 to {len(LETTERS)} texts")
-  if not answer or answer not in LETTERS[:len(options)]:
+  if answer not in list(LETTERS[:len(options)]):
     raise ValueError(f"{file}, line {number}: the answer is {answer!r}; wanted the letter of one "
                      f"of {len(options)} options")
   return "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options))
