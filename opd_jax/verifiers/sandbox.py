@@ -38,7 +38,7 @@ class Limits:
   cpu_s: int = 10
   wall_s: float = 60.0
   memory_bytes: int = 1 << 30
-  output_bytes: int = 4 << 20
+  output_bytes: int = 16 << 20
   tasks: int = 32
 
 

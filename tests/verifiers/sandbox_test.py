@@ -149,7 +149,7 @@ class WithoutIsolationTest(absltest.TestCase):
         self.assertFalse(sandbox.is_isolated(allow_unsafe_code=True))
 
   def test_limits_and_an_empty_environment_remain(self):
-    def failure(source, wall_s=60.0):
+    def failure(source, wall_s=600.0):
       limits = sandbox.Limits(cpu_s=1, wall_s=wall_s, memory_bytes=1 << 28)
       return sandbox.run(source, [""], limits, isolated=False)[0].failure
     self.assertEqual(failure("import os; assert 'HOME' not in os.environ"), "")

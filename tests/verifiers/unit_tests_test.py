@@ -38,13 +38,13 @@ ECHO = program(("3\n", "6\n"), ("4\n", "8\n"))
 HOSTILE = dict(
     fork_bomb=("import os\nwhile True:\n  os.fork()", "PermissionError"),
     stubborn_fork_bomb=("import os\nwhile True:\n  try:\n    os.fork()\n  except OSError: pass",
-                        "longer than 1 s"),
+                        "longer than"),
     fork_by_number=("import ctypes\nf = lambda: all(ctypes.CDLL(None).syscall(n) >= 0 "
                     "for n in (57, 58, 435))", "returned False"),
     thread_bomb=("import threading, time\ndef f():\n  for _ in range(10000):\n    "
                  "threading.Thread(target=time.sleep, args=(99,), daemon=True).start()\n"
                  "  return True", "can't start new thread|MemoryError"),
-    endless_print=("while True: print('x' * 1000)", "longer than 1 s"),
+    endless_print=("while True: print('x' * 1000)", "longer than"),
     kill_everyone=("import os\ndef f():\n  os.kill(-1, 9)\n  return True", "ProcessLookupError"),
     kill_parents=("import os\ndef f():\n  os.kill(os.getppid(), 9)\n  os.kill(1, 15)\n"
                   "  return os.getppid() != 1", "returned False"),
@@ -52,7 +52,7 @@ HOSTILE = dict(
               "      if pid != os.getpid(): os.kill(pid, 9); return True\n"
               "    except OSError: pass", "returned None"),
     stop_itself=("import os, signal\ndef f():\n  os.kill(os.getpid(), signal.SIGSTOP)",
-                 "longer than 1 s"),
+                 "longer than"),
     read_work=("import os\nf = lambda: os.path.exists('/work') or os.path.exists('/proc/self')",
                "returned False"),
     read_home=("f = lambda: bool(open({home!r}).read())", "FileNotFoundError"),
@@ -68,8 +68,8 @@ HOSTILE = dict(
                "\n  return True", "OSError"),
     big_file=("def f():\n  open('/tmp/x', 'wb').write(bytes(1 << 20))\n  return True", "OSError"),
     write_elsewhere=("def f():\n  open('/usr/lib/x', 'w')\n  return True", "OSError|Permission"),
-    endless_sleep=("import time\ndef f():\n  time.sleep(1e9)", "longer than 1 s"),
-    endless_import=("while True: pass", "longer than 1 s"),
+    endless_sleep=("import time\ndef f():\n  time.sleep(1e9)", "longer than"),
+    endless_import=("while True: pass", "longer than"),
     daemon=("import os, time\ndef f():\n  if os.fork() == 0:\n    os.setsid()\n"
             "    if os.fork() == 0: time.sleep(1e6)\n  return True", "PermissionError"),
     subprocess=("import subprocess, sys\ndef f():\n  subprocess.Popen([sys.executable, '-c', ''])\n"
@@ -93,7 +93,7 @@ HOSTILE = dict(
              "main.encode = lambda value: {{'bool': 1}}\njson.dumps = lambda *_: 'passed'\n"
              "builtins.AssertionError = Exception\nf = lambda: 0", "without a result"),
     deep_recursion=("import sys\nsys.setrecursionlimit(10**9)\ndef f(x=0): return f(x + 1)",
-                    "MemoryError|SIGSEGV|SIGABRT|Recursion|longer"),
+                    "MemoryError|SIGSEGV|SIGABRT|Recursion|longer than"),
     deep_value=("def f():\n  x = []\n  for _ in range(10**5): x = [x]\n  return x",
                 "RecursionError|SIGSEGV"),
     huge_errors=("import sys\nwhile True: sys.stderr.write('x' * 10000)",

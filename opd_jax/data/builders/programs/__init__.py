@@ -62,14 +62,13 @@ def humaneval(record: dict[str, Any]) -> dict[str, Any]:
 
 def mbpp(record: dict[str, Any]) -> dict[str, Any]:
   """A task in words, with one assertion that shows how the function is called."""
-  calls = [node for node in ast.walk(ast.parse(record["assertion"]))
-           if isinstance(node, ast.Call)
+  nodes = list(ast.walk(ast.parse(record["assertion"])))
+  calls = [node for node in nodes if isinstance(node, ast.Call)
            and getattr(node.func, "id", "") == record["entry_point"]]
   example = next(x for x in map(_literal, calls) if x is not None)
   inputs = [list(map(argument, arguments, example)) if len(arguments) == len(example) else arguments
             for arguments in (*record["base_input"], *record["plus_input"])]
-  test = next(node.test for node in ast.walk(ast.parse(record["assertion"]))
-              if isinstance(node, ast.Assert))
+  test = next(node.test for node in nodes if isinstance(node, ast.Assert))
   compare = "equal"
   if ast.unparse(test).startswith("set("):
     compare = "set"
