@@ -54,6 +54,6 @@ def make(name: str, workers: int, timeout_s: float,
     limits = sandbox.Limits(cpu_s=math.ceil(timeout_s), wall_s=4 * timeout_s)
     verify = functools.partial(verify, limits=limits, isolated=isolated)
     # The right solution may have to run first.
-    patience_s = 2 * (limits.wall_s + sandbox.SLACK_S)
+    patience_s = unit_tests.PATIENCE_S + limits.wall_s + 2 * sandbox.SLACK_S
   with Pool(verify, workers, patience_s) as pool:
     yield pool

@@ -80,13 +80,13 @@ def main() -> None:
   except (Impossible, OSError, ImportError, AttributeError) as error:
     answer(missing=str(error))
     return
-  ended, leash = os.memfd_create("ended"), os.pipe()
+  ended, stdout, leash = os.memfd_create("ended"), os.memfd_create("stdout"), os.pipe()
   first = os.fork()
   if first == 0:
     os.close(leash[1])
     control(SET_DEATH_SIGNAL, signal.SIGKILL)
     if not select.select([leash[0]], [], [], 0)[0]:  # the jailer has not died meanwhile
-      serve(job, ended)
+      serve(job, ended, stdout)
     os._exit(0)
   out_of_time = not select.select([os.pidfd_open(first)], [], [], job["wall_s"])[0]
   with contextlib.suppress(ProcessLookupError):
@@ -96,7 +96,7 @@ def main() -> None:
   os.waitpid(first, 0)  # of a namespace's process 1: returns when all the others are gone
   results = [json.loads(line) for line in contents(ended).splitlines()]
   if out_of_time:
-    results.append([None, "", ""])
+    results.append([None, contents(stdout).decode("utf-8", "replace"), ""])
   answer(ended=results)
 
 
@@ -228,15 +228,17 @@ def give_up_rights() -> None:
 # ------------------------------------------------------------------------------- the program
 
 
-def serve(job: dict, ended: int) -> None:
+def serve(job: dict, ended: int, stdout: int) -> None:
   """Life of the first process: one program after the other, until one fails."""
   if not job["isolated"]:
     os.setpgid(0, 0)
   left = job["output_bytes"]
   for stdin in job["stdins"]:
-    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    files = [os.memfd_create("stdin"), stdout, os.memfd_create("stderr")]
     os.write(files[0], stdin.encode("utf-8", "surrogatepass"))
-    os.lseek(files[0], 0, os.SEEK_SET)
+    os.truncate(stdout, 0)
+    for file in files:
+      os.lseek(file, 0, os.SEEK_SET)
     program = os.fork()
     if program == 0:
       become(job, files)
@@ -246,8 +248,8 @@ def serve(job: dict, ended: int) -> None:
       status = os.waitstatus_to_exitcode(how) if pid == program else None
     out, err = (contents(file) for file in files[1:])
     left -= len(out)
-    for file in files:
-      os.close(file)
+    os.close(files[0])
+    os.close(files[2])
     text = out.decode("utf-8", "replace")
     line = json.dumps([status, text, err[-2000:].decode("utf-8", "replace")])
     os.write(ended, line.encode() + b"\n")

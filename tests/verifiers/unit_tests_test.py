@@ -204,6 +204,12 @@ class UnitTestsTest(parameterized.TestCase):
     text = f"def f(): return {found!r}"
     self.assertEqual(unit_tests.verify(text, answer).reward, float(right))
 
+  def test_the_test_that_took_too_long_is_named(self):
+    code = "import time\nf = lambda x: 2 * x if x == 2 else time.sleep(1e5)"
+    limits = dataclasses.replace(SECOND, wall_s=5.0)
+    self.assertEqual(unit_tests.verify(code, DOUBLE, limits).feedback,
+                     "Test 2 of 2 failed: f(5) took longer than 5 s.")
+
   def test_an_input_that_is_too_much_for_the_right_solution_is_no_test(self):
     answer = json.loads(function(((2,), 0), ((1 << 30,), 0), ((3,), 0)))
     del answer["outputs"]
