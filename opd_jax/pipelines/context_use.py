@@ -12,7 +12,7 @@ from opd_jax.data import builders, chat
 from opd_jax.data.builders.arithmetic import chains
 from opd_jax.evals import context_use
 from opd_jax.pipelines import policy as policies
-from opd_jax.rollouts import batch as batches
+from opd_jax.pipelines import responder as responders
 from opd_jax.rollouts.sampler import Sampling
 
 
@@ -76,21 +76,12 @@ def check_prompt(length: int, rollout: ml_collections.ConfigDict) -> None:
 def responder(config: ml_collections.ConfigDict, policy: policies.Policy, mesh: Mesh,
               root: jax.Array, sampling: Sampling) -> context_use.Respond:
   """A model as a function from conversations to responses."""
-  sample = policies.make_sampler(policy.model, policy.tokenizer, config.rollout, sampling)
-  rows = config.eval.batch
+  speak = responders.make(policy, config.rollout, sampling, config.eval.batch, mesh)
 
   def respond(conversations: list[chat.Messages]) -> list[str]:
-    ids = [policy.tokenizer.encode_chat(messages) for messages in conversations]
-    check_prompt(max(map(len, ids)), config.rollout)  # text may come back as more tokens
-    texts = []
-    for start in range(0, len(ids), rows):
-      part = ids[start:start + rows]
-      filler = [part[-1]] * (rows - len(part))  # one shape for all; the copies are dropped
-      batch = batches.prompts(part + filler, 1, policies.buckets(config.rollout),
-                              policy.tokenizer.pad_id)
-      key = keys.at(root, "eval", start)
-      batch = sample(policy.params, jax.device_put(batch, sharding.of_batch(mesh)), key)
-      texts += policies.texts(policy.tokenizer, batch)[:len(part)]
-    return texts
+    found = speak(policy.params, conversations, keys.at(root, "eval"))
+    if None in found:  # text may come back as more tokens
+      check_prompt(max(len(policy.tokenizer.encode_chat(c)) for c in conversations), config.rollout)
+    return [response.text for response in found]
 
   return respond

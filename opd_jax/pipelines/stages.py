@@ -1,0 +1,61 @@
+"""Rows that a stage of a run leaves on disk as JSON Lines, so that nothing is sampled twice."""
+
+from collections.abc import Callable
+import json
+import os
+import pathlib
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def rows(path: pathlib.Path, total: int, block: int,
+         make: Callable[[int, int], list[Row]]) -> list[Row]:
+  """All rows of a stage: those that its file has, and the others, made and appended.
+
+  A stage that was killed goes on behind its last whole block; what a block holds must depend on
+  its place alone, so that it holds the same whenever it is made.
+
+  Args:
+    path: the file, one row a line.
+    total: rows of the whole stage.
+    block: rows made and written at a time, the last time fewer.
+    make: (start, stop) -> the rows of these places.
+  Raises: ValueError if the file has more rows than the stage, or is not JSON Lines.
+  """
+  found = read(path)
+  if len(found) > total:
+    raise ValueError(f"{path} has {len(found)} rows, and this stage only {total}: it was left by "
+                     "another config; remove it or choose another workdir")
+  if len(found) == total:
+    return found
+  del found[len(found) // block * block:]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("ab") as file:
+    file.truncate(sum(len(line) + 1 for line in _lines(path)[:len(found)]))
+    for start in range(len(found), total, block):
+      made = make(start, min(start + block, total))
+      file.write("".join(json.dumps(row) + "\n" for row in made).encode())
+      file.flush()
+      os.fsync(file.fileno())
+      found += made
+  return found
+
+
+def read(path: pathlib.Path) -> list[Row]:
+  """The rows of a file; a last line that was cut off is none. No file is no rows.
+
+  Raises: ValueError naming a line that is not JSON.
+  """
+  found = []
+  for number, line in enumerate(_lines(path), 1):
+    try:
+      found.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+  return found
+
+
+def _lines(path: pathlib.Path) -> list[bytes]:
+  """Those that are whole."""
+  return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
