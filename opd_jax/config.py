@@ -183,8 +183,31 @@ def offline(**changes: Any) -> ConfigDict:
           buckets=(96, 160, 256, 400),   # lengths of prompt + response
           chunk=2048,                # rows sorted into buckets at a time
       )),
-      loss=ConfigDict(dict(aggregate="token_mean", micro_batches=1)),
+      reference=_policy(""),         # of dpo: mostly the student's own source
+      loss=ConfigDict(dict(
+          objective="sft",           # of groups of responses "dpo", "eve": pipelines/given.py
+          aggregate="token_mean",    # of sft: or "sequence_mean", "sequence_sum"
+          dpo=ConfigDict(dict(beta=0.1, label_smoothing=0.0)),
+          # Of a prompt's rollout.group_size responses; ratio is beta / lambda, 0: no weights. The
+          # fields name the numbers that are compared, "": with none (log pi_weak itself).
+          eve=ConfigDict(dict(ratio=1.0, fields=("weak_logprob", "weak_reference_logprob"))),
+          micro_batches=1,
+      )),
   ), changes)
+
+
+def reward_model(**changes: Any) -> ConfigDict:
+  """Config of a reward model trained on pairs (pipelines/reward_model.py)."""
+  made = offline()
+  return _changed({key: made[key] for key in (
+      "seed", "student", "model", "data", "mesh", "writers", "total_steps", "log_every",
+      "optimizer", "ema", "tokenizer_vocab", "batch")} | dict(
+          pipeline="reward_model",
+          checkpoint=ConfigDict(made.checkpoint.to_dict() | dict(best_metric="eval/accuracy")),
+          loss=ConfigDict(dict(micro_batches=1)),
+          eval=ConfigDict(dict(every=0, prompts=256)),  # held-out pairs
+          min_accuracy=0.55,             # on these; a reward model below it is refused. 0: any
+      ), changes)
 
 
 def evaluate(**changes: Any) -> ConfigDict:
@@ -352,7 +375,7 @@ NOT_NEGATIVE = (
     "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay",
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
-    "loss.reference_kl", "loss.clipped.high", "minutes",
+    "loss.reference_kl", "loss.eve.ratio", "loss.clipped.high", "minutes",
     "after.drop_layers_every", "after.alpha", "context.tokens")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
@@ -393,6 +416,11 @@ def validate(config: ConfigDict) -> None:
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
                        f"{who}.base; name the source to extrapolate from, or leave it at 1")
+  if config.pipeline == "reward_model":
+    _check(config, "min_accuracy", lambda x: 0 <= x < 1, "at least 0 and less than 1")
+    if config.checkpoint.keep_best:
+      _check_best_of(config.checkpoint, ["eval/accuracy", "eval/margin"], "")
+    return
   if config.eval.samples < max(config.eval.ks, default=1):
     raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
                      f"{config.eval.samples}")
@@ -426,10 +454,14 @@ def _check_best(config: ConfigDict) -> None:
       config.teacher_cache and config.student_share == 0.0)  # then no teacher is loaded
   known = [f"mean@{samples}", *(f"pass@{k}" for k in ks), "length", "truncated"]
   known = ["eval/" + name for name in known + ["reverse_kl"] * compares]
+  _check_best_of(section, known, f"with eval.samples={samples} and eval.ks={ks} ")
+
+
+def _check_best_of(section: ConfigDict, known: list[str], where: str) -> None:
   if section.best_metric not in known:
     raise ValueError(
-        f"checkpoint.best_metric is {section.best_metric!r}; with eval.samples={samples} and "
-        f"eval.ks={ks} it must be one of {', '.join(known)} (or set checkpoint.keep_best=0)")
+        f"checkpoint.best_metric is {section.best_metric!r}; {where}it must be one of "
+        f"{', '.join(known)} (or set checkpoint.keep_best=0)")
   if section.best_mode not in ("max", "min"):
     raise ValueError(f"checkpoint.best_mode is {section.best_mode!r}; it must be 'max' or 'min'")
 

@@ -9,6 +9,7 @@ PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
     "peers": "opd_jax.pipelines.peers",
     "sft": "opd_jax.pipelines.offline",
+    "reward_model": "opd_jax.pipelines.reward_model",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",
     "position_bias": "opd_jax.pipelines.position_bias",

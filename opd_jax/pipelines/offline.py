@@ -1,28 +1,29 @@
-"""The loop over a fixed data set: supervised fine-tuning on given responses, top to bottom."""
+"""The loop over a fixed data set, top to bottom: learning from given responses.
 
+`given` has the objectives of a language model (SFT, DPO, EVE), `reward_model` that of a reward.
+"""
+
+from collections.abc import Callable, Sequence
 import contextlib
 import functools
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
+from jax.sharding import Mesh
 import ml_collections
-import numpy as np
 
 from opd_jax import compilations, keys, preemption, progress, sharding, train_state, verifiers
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, loader
 from opd_jax.data import tokenizer as tokenizers
-from opd_jax.losses import masked, supervised
 from opd_jax.models import hf
-from opd_jax.pipelines import evaluation
+from opd_jax.pipelines import evaluation, given
 from opd_jax.pipelines import policy as policies
-from opd_jax.pipelines import teacher_samples, teachers
-from opd_jax.rollouts import batch as batches
-from opd_jax.rollouts import scorer
+from opd_jax.pipelines import scoring, teacher_samples, teachers
 from opd_jax.rollouts.batch import Batch
 from opd_jax.writer import Writer
 
@@ -30,13 +31,48 @@ from opd_jax.writer import Writer
 TOKENIZER_ROWS = 2000
 
 
+class Method(NamedTuple):
+  """What a pipeline hands to the loop."""
+
+  formula: str                     # the objective, printed at the start
+  objective: given.Objective       # what a row must bring
+  source: Any                      # the rows, with all that the objective needs to know of them
+  params: Any                      # what is trained
+  group: Callable[[Batch, Sequence[given.Member | None]], given.Given]  # rows and their members
+  loss: Callable[[Any, given.Given, None], tuple[Array, dict[str, Array]]]  # see make_train_step
+  describe: Callable[[given.Given, dict[str, Array]], dict[str, Array]]
+  count: Callable[[Array], Array]  # learn bool[P, G, T] -> the loss's denominator
+  evaluate: Callable[[Any, str], dict[str, float]]  # (params, name) -> metrics
+  finish: Callable[[Any, dict[str, float]], None]   # (params, metrics of the last evaluation)
+
+
+Build = Callable[[ml_collections.ConfigDict, policies.Policy, Any, Mesh, str,
+                  contextlib.ExitStack], Method]
+
+
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Fits `config.student` to the responses of `config.data`; resumes if it can."""
+  objective = given.of(config)
+  policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples,
+                      sharding.make_mesh(config.mesh.data, config.mesh.model))
+  train(config, workdir, objective.group_size, language_model)
+
+
+def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, build: Build) -> None:
+  """Trains what `build` makes of `config.student` on the groups of `config.data`.
+
+  Args:
+    group_size: G, responses that are learned together.
+    build: (config, student, source, mesh, workdir, stack) -> the method; what it opens is entered
+      in the stack.
+  """
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
   for size in config.batch.buckets:
-    policies.check_rows(f"batch.tokens // bucket = {config.batch.tokens} // {size}",
-                        loader.rows_in(size, config.batch.tokens), mesh, config.loss.micro_batches)
-  policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
+    policies.check_rows(
+        f"batch.tokens // bucket = {config.batch.tokens} // {size}" if group_size == 1 else
+        f"batch.tokens // {group_size} responses // bucket = {config.batch.tokens} // {group_size} "
+        f"// {size}", loader.rows_in(size, config.batch.tokens // group_size), mesh,
+        config.loss.micro_batches)
   root = keys.root(config.seed)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
@@ -45,24 +81,20 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     tokenizer = learn_tokenizer(source, config.tokenizer_vocab) if config.tokenizer_vocab else None
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh, tokenizer)
     policies.describe(student, workdir)
-    asked = teachers.sections(config)
-    whose = " or ".join(f"{name} {section.source}".strip() for name, section in asked.items())
-    progress.note(f"objective: loss = {config.loss.aggregate}(-log p) of the responses of "
-                  + (whose or "the data"))
-    if asked:
-      teachers.check_names(config)
-      policies.check_rows("rollout.prompts x rollout.group_size",
-                          config.rollout.prompts * config.rollout.group_size, mesh)
-      source = teacher_samples.of(config, source, mesh, workdir)
-    data = open_batches(config, source, student.tokenizer)
-
-    verify = stack.enter_context(verifiers.make(**config.verifier))
-    evaluate = evaluation.make(config, student, verify, mesh, workdir)
+    method = build(config, student, source, mesh, workdir, stack)
+    progress.note(f"objective: {method.formula}")
+    unusable: dict[str, float] = {}
+    if group_size > 1:
+      unusable = given.survey(method.source, method.objective)
+      progress.note("data: " + ", ".join(f"{n} {name.partition('/')[2].replace('_', ' ')}"
+                                         for name, n in unusable.items()))
+    data = open_batches(config, method, student.tokenizer)
+    evaluate = method.evaluate
     optimizer = train_state.make_optimizer(config.optimizer, config.total_steps)
-    state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
+    state = train_state.create(method.params, optimizer, config.ema.rate > 0, mesh)
     train_step = train_state.jit_train_step(train_state.make_train_step(
-        functools.partial(loss, student.model, config.loss), describe, optimizer,
-        masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, config.ema.rate), state)
+        method.loss, method.describe, optimizer, method.count, config.loss.micro_batches,
+        config.ema.rate), state)
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step = 0
     if found := checkpoints.restore(state, config.total_steps):
@@ -74,25 +106,31 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     stop = stack.enter_context(preemption.guard())
     compiled = stack.enter_context(compilations.counted())
     tokens, since = 0, time.perf_counter()
-    previous = None
+    previous, warned = None, False
 
     for step in range(first_step, config.total_steps):
       length, rows = next(data)
-      batch = jax.device_put(as_batch(rows, length, student.tokenizer.pad_id),
-                             sharding.of_batch(mesh))
+      members = [member for row in rows
+                 for member in (row["members"] if row else [None] * group_size)]
+      batch = jax.device_put(
+          method.group(given.as_batch(members, length, student.tokenizer.pad_id), members),
+          sharding.of_batch(mesh))
       state, metrics = train_step(state, batch, None)
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
       previous = (metrics, batch, workdir, step + 1)
-      tokens += sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows if row)
+      tokens += sum(len(m["prompt_ids"]) + len(m["response_ids"]) for m in members if m)
       done = step + 1
       if done % config.log_every == 0 or done == config.total_steps:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         metrics |= {"time/tokens_per_s": tokens / (now - since), "data/dropped": data.dropped,
-                    **{f"compile/{name}": count for name, count in compiled.items()}}
+                    **unusable, **{f"compile/{name}": count for name, count in compiled.items()}}
         tokens, since = 0, now
         writer.write(done, metrics)
+        if not warned and (warning := given.warning(metrics, method.objective)):
+          progress.note(warning)
+          warned = True
         bar.update(done, {"loss": metrics["loss/total"], "tok/s": metrics["time/tokens_per_s"]})
       scores: dict[str, float] = {}
       if config.eval.every and done % config.eval.every == 0 or done == config.total_steps:
@@ -112,10 +150,37 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
       writer.write(config.total_steps, evaluation.named(evaluate(state.params, last)))
   progress.report(workdir)
-  if config.export:
-    hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
-  scores = evaluation.read(workdir, last)
-  progress.table("result", ("", *scores), [("student", *(f"{v:.3f}" for v in scores.values()))])
+  method.finish(state.params, evaluation.read(workdir, last))
+
+
+def language_model(config: ml_collections.ConfigDict, student: policies.Policy, source: Any,
+                   mesh: Mesh, workdir: str, stack: contextlib.ExitStack) -> Method:
+  """A language model that learns as `loss.objective` says."""
+  objective, asked = given.of(config), teachers.sections(config)
+  whose = " or ".join(f"{name} {section.source}".strip() for name, section in asked.items())
+  if asked:
+    teachers.check_names(config)
+    policies.check_rows("rollout.prompts x rollout.group_size",
+                        config.rollout.prompts * config.rollout.group_size, mesh)
+    source = teacher_samples.of(config, source, mesh, workdir)
+  if objective.name == "dpo":
+    given.survey(source, objective._replace(fields=()))  # a bad row is named before all are asked
+    source = scoring.of(config, config.reference, given.REFERENCE, source, mesh, workdir)
+  verify = stack.enter_context(verifiers.make(**config.verifier))
+
+  def finish(params: Any, scores: dict[str, float]) -> None:
+    if config.export:
+      hf.export_hf(params, student.model.config, f"{workdir}/export", student.tokenizer)
+    named = evaluation.named(scores)
+    progress.table("result", ("", *named), [("student", *(f"{v:.3f}" for v in named.values()))])
+
+  return Method(
+      formula=given.formula(config, whose or "the data"), objective=objective, source=source,
+      params=student.params,
+      group=functools.partial(given.grouped, objective=objective, loss=config.loss),
+      loss=functools.partial(given.loss, student.model, config.loss),
+      describe=functools.partial(given.describe, config.loss), count=given.count(config),
+      evaluate=evaluation.make(config, student, verify, mesh, workdir), finish=finish)
 
 
 def learn_tokenizer(source: Any, vocab_size: int) -> tokenizers.Tokenizer:
@@ -129,40 +194,14 @@ def learn_tokenizer(source: Any, vocab_size: int) -> tokenizers.Tokenizer:
   return tokenizers.train_bpe(texts(), vocab_size)
 
 
-def open_batches(config: ml_collections.ConfigDict, source: Any,
+def open_batches(config: ml_collections.ConfigDict, method: Method,
                  tokenizer: tokenizers.Tokenizer) -> loader.BucketedBatches:
-  """The endless, resumable stream of (bucket length, rows)."""
-  length = lambda row: len(row["prompt_ids"]) + len(row["response_ids"])
+  """The endless, resumable stream of (bucket length, rows with their members)."""
+  longest, length = max(config.batch.buckets), lambda row: row["length"]
   chunks = loader.Batches(
-      source, config.batch.chunk, transform=loader.encode_answered(tokenizer),
-      fits=lambda row: length(row) <= max(config.batch.buckets), seed=config.seed,
+      method.source, config.batch.chunk,
+      transform=given.encode(tokenizer, method.objective, longest),
+      fits=lambda row: length(row) <= longest, seed=config.seed,
       process_index=jax.process_index(), process_count=jax.process_count())
-  return loader.BucketedBatches(chunks, length, config.batch.buckets, config.batch.tokens,
-                                config.seed)
-
-
-def as_batch(rows: list[dict[str, Any] | None], length: int, pad_id: int) -> Batch:
-  """Rows of one bucket as a Batch whose "response" is the whole row behind its first token.
-
-  The prompt is that one token and only the response is learnt, so one shape a bucket
-  serves every split of a row into prompt and response.
-  """
-  ids = [row["prompt_ids"] + row["response_ids"] if row else [pad_id] for row in rows]
-  tokens, real = batches.pad(ids, length, pad_id)
-  first = np.array([len(row["prompt_ids"]) if row else length for row in rows])
-  learn = real & (np.arange(length) >= first[:, None])
-  return Batch(prompt=tokens[:, :1], prompt_mask=real[:, :1], response=tokens[:, 1:],
-               mask=real[:, 1:], learn=learn[:, 1:])
-
-
-def loss(model: Any, config: ml_collections.ConfigDict, params: Any, batch: Batch,
-         constants: None) -> tuple[Array, dict[str, Array]]:
-  """Cross-entropy of the responses, and the column that `describe` reads."""
-  logprobs, entropy = scorer.logprobs(model, params, batch)
-  total, _ = supervised.sft(logprobs, batch.learn, masked.AGGREGATES[config.aggregate])
-  return total, {"loss/nll": -logprobs, "student/entropy": entropy}
-
-
-def describe(batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
-  """Metrics of a whole batch: the mean over tokens of each column f32[B, T]."""
-  return {name: masked.token_mean(values, batch.learn) for name, values in columns.items()}
+  return loader.BucketedBatches(chunks, length, config.batch.buckets,
+                                config.batch.tokens // method.objective.group_size, config.seed)

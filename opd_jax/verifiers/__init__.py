@@ -9,16 +9,16 @@ import functools
 import math
 
 from opd_jax.verifiers import (
-    exact_match, math_answer, multiple_choice, sandbox, tool_calls, unit_tests)
+    exact_match, math_answer, multiple_choice, notes, sandbox, tool_calls, unit_tests)
 from opd_jax.verifiers.pool import Pool
 from opd_jax.verifiers.verdict import Verdict
 
 VERIFIERS = {"exact_match": exact_match.verify, "math_answer": math_answer.verify,
-             "multiple_choice": multiple_choice.verify, "tool_calls": tool_calls.verify,
-             "unit_tests": unit_tests.verify}
+             "multiple_choice": multiple_choice.verify, "notes": notes.verify,
+             "tool_calls": tool_calls.verify, "unit_tests": unit_tests.verify}
 
 # Cheap and safe enough to run in this process, on this thread.
-IN_PROCESS = ("exact_match", "multiple_choice", "tool_calls")
+IN_PROCESS = ("exact_match", "multiple_choice", "notes", "tool_calls")
 
 # Run code that a model wrote. The pool's workers start the sandboxes: they bring as many at a
 # time as the config allows, a last limit should a sandbox fail to keep its own, and processes

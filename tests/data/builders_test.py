@@ -39,7 +39,7 @@ class JsonlTest(parameterized.TestCase):
     row = self.open('{"id": "x", "q": "2+2? 🙂", "a": 4, "r": "<<2+2=4>>4"}', "", response="r",
                     strip_marks=True, template="{question} !", system="Be brief.")[0]
     self.assertEqual(row, dict(
-        id="x", task="jsonl", level=0, answer="4", response="4", teacher="",
+        id="x", task="jsonl", level=0, answer="4", response="4", teacher="", group="",
         messages=json.dumps(chat.question("2+2? 🙂 !", "Be brief."))))
 
   def test_a_folder_of_plain_and_compressed_files_is_one_data_set(self):
@@ -392,7 +392,7 @@ class ArithmeticTest(parameterized.TestCase):
     source = builders.open_source("arithmetic", kwargs, "train", self.create_tempdir().full_path)
     want = list(builders.arithmetic.splits(**kwargs)["train"]())
     self.assertCountEqual([json.dumps(source[i], sort_keys=True) for i in range(len(source))],
-                          [json.dumps(row, sort_keys=True) for row in want])
+                          [json.dumps({**row, "group": ""}, sort_keys=True) for row in want])
 
 
 class DomainsTest(parameterized.TestCase):

@@ -12,7 +12,7 @@ from absl.testing import absltest
 
 from opd_jax import config as configs
 from opd_jax import main
-from opd_jax.pipelines import offline
+from opd_jax.pipelines import given, offline
 
 
 def tiny(**changes):
@@ -56,7 +56,7 @@ class OfflineTest(absltest.TestCase):
       run(tiny(total_steps=2), self.workdir)
 
   def test_tokens_per_second_leave_evaluations_out_wherever_they_fall(self):
-    seconds, as_batch = [0.0], offline.as_batch
+    seconds, as_batch = [0.0], given.as_batch
 
     def spend(amount, result):
       seconds[0] += amount
@@ -68,7 +68,7 @@ class OfflineTest(absltest.TestCase):
     for every in (3, 0):
       workdir = self.create_tempdir().full_path
       with (mock.patch.object(offline, "time", clock),
-            mock.patch.object(offline, "as_batch", lambda *args: spend(1.0, as_batch(*args))),
+            mock.patch.object(given, "as_batch", lambda *args: spend(1.0, as_batch(*args))),
             mock.patch.object(offline.evaluation, "make", lambda *args: evaluate),
             mock.patch.object(offline.evaluation, "read", lambda *args: {})):
         run(tiny(total_steps=8, log_every=4, eval=dict(every=every)), workdir)

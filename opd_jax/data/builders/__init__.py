@@ -9,6 +9,9 @@ Every data set yields the same canonical row:
     answer    str   the ground truth that a verifier compares with
     response  str   a response to learn from, "" if there is none
     teacher   str   the name of the teacher to learn it from, "" for the only one
+    group     str   JSON list of responses to be learned together (a pair, the better one first; the
+                    K samples of the prompt), each {response, ...}: its text and what is known of
+                    it, for example its log-probability under a model; "" if there is none
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,19 +29,20 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from opd_jax.data.builders import arithmetic, domains, jsonl, programs, tool_use
+from opd_jax.data.builders import (
+    arithmetic, domains, jsonl, notes, programs, tool_use)
 
 Splits = Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
 
 # Each data set: keyword arguments -> its splits, as functions that yield rows.
 BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "domains": domains, "jsonl": jsonl,
-                            "programs": programs, "tool_use": tool_use}
+                            "notes": notes, "programs": programs, "tool_use": tool_use}
 
 
 class Rows(tfds.core.GeneratorBasedBuilder):
   """The one TFDS builder: canonical rows from whatever generator it is given."""
 
-  VERSION = tfds.core.Version("1.1.0")
+  VERSION = tfds.core.Version("1.2.0")
 
   def __init__(self, splits: Splits, **kwargs: Any):
     self._splits = splits
@@ -48,14 +52,14 @@ class Rows(tfds.core.GeneratorBasedBuilder):
     text = tfds.features.Text()
     return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(dict(
         id=text, task=text, level=np.int32, messages=text, answer=text, response=text,
-        teacher=text)))
+        teacher=text, group=text)))
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     return {name: self._generate_examples(rows) for name, rows in self._splits.items()}
 
   def _generate_examples(self, rows: Callable[[], Iterator[dict[str, Any]]]) -> Any:
     for i, row in enumerate(rows()):
-      yield i, {"teacher": "", **row}
+      yield i, {"teacher": "", "group": "", **row}
 
 
 class Source:

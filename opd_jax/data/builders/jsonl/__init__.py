@@ -23,7 +23,7 @@ LETTERS = "ABCDEFGHIJ"  # as many as the multiple-choice verifier reads
 def splits(*, question: str, answer: str, train: str = "", test: str = "", response: str = "",
            teacher: str = "", id: str = "id", task: str = "jsonl", system: str = "",
            template: str = "{question}", strip_marks: bool = False,
-           choices: str = "") -> Splits:
+           choices: str = "", chosen: str = "", rejected: str = "", group: str = "") -> Splits:
   """Splits over .jsonl or .jsonl.gz files.
 
   Args:
@@ -36,9 +36,15 @@ def splits(*, question: str, answer: str, train: str = "", test: str = "", respo
     strip_marks: removes GSM8K's calculator marks `<<48/2=24>>` from responses.
     choices: name of a field with a list of options, if any; they follow the question, one a line,
       as "A: ..." and so on, and the answer must be the letter of one.
+    chosen, rejected: names of the fields with the better and the worse response of a pair, if any.
+    group: name of a field with a list of responses to be learned together, if any: objects with
+      `response`, a text, and numbers that are known of it.
   Raises: ValueError naming file, line and field when a row lacks one, or holds there what is
     no text; and for a file that is not whole, an id used twice, or no rows at all.
   """
+  if bool(chosen) != bool(rejected) or chosen and group:
+    raise ValueError(f"data.builder_kw has chosen={chosen!r}, rejected={rejected!r} and "
+                     f"group={group!r}; name both of a pair, or a group, or none")
   if "{question}" not in template:
     raise ValueError(f"data.builder_kw.template is {template!r}; it must hold '{{question}}'")
 
@@ -59,13 +65,18 @@ def splits(*, question: str, answer: str, train: str = "", test: str = "", respo
     text = field(response) if response else ""
     if strip_marks:
       text = re.sub(r"<<[^>]*>>", "", text)
+    together = ""
+    if chosen:
+      together = json.dumps([{"response": field(name)} for name in (chosen, rejected)])
+    elif group:
+      together = responses(record.get(group), group, file, number)
     asked = field(question)
     if choices:
       asked += "\n\n" + lettered(record.get(choices), field(answer), choices, file, number)
     content = template.replace("{question}", asked)
     return dict(id=field(id) if id else f"{file.name}-{number}", task=task, level=0,
                 messages=json.dumps(chat.question(content, system)), answer=field(answer),
-                response=text, teacher=field(teacher) if teacher else "")
+                response=text, teacher=field(teacher) if teacher else "", group=together)
 
   return by_path(row, train, test, id)
 
@@ -110,6 +121,15 @@ def lettered(options: Any, answer: str, name: str, file: pathlib.Path, number: i
     raise ValueError(f"{file}, line {number}: the answer is {answer!r}; wanted the letter of one "
                      f"of {len(options)} options")
   return "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options))
+
+
+def responses(found: Any, name: str, file: pathlib.Path, number: int) -> str:
+  """A field's responses as JSON. Raises: ValueError if it does not hold a list of them."""
+  if (not isinstance(found, list) or not found
+      or not all(isinstance(x, dict) and isinstance(x.get("response"), str) for x in found)):
+    raise ValueError(f"{file}, line {number}: field {name!r} is {json.dumps(found)[:60]}; wanted a "
+                     "list of objects, each with a text in `response`")
+  return json.dumps(found)
 
 
 def lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
