@@ -47,7 +47,7 @@ class Given(struct.PyTreeNode):
 class Objective(NamedTuple):
   name: str                # "sft", "dpo", "eve", or "bradley_terry" of a reward model
   group_size: int          # G
-  fields: tuple[str, ...]  # numbers that each response must bring; one that is not finite is dropped
+  fields: tuple[str, ...]  # numbers that each response must bring; without one finite it is dropped
   whole: bool              # whether a group that lacks a response is no group
 
 
@@ -83,8 +83,8 @@ def of(config: ml_collections.ConfigDict) -> Objective:
   if name == "dpo" and not loss.dpo.beta > 0.0:
     raise ValueError(f"loss.dpo.beta is {loss.dpo.beta}; it must be above 0")
   if name == "eve" and (len(loss.eve.fields) != 2 or not loss.eve.fields[0]):
-    raise ValueError(f"loss.eve.fields is {loss.eve.fields}; it must name two fields of a response,"
-                     " the log-probability that is wanted and the one it is compared with ('': none)")
+    raise ValueError(f"loss.eve.fields is {loss.eve.fields}; it must name two fields of a response:"
+                     " the log-probability wanted and the one it is compared with ('': none)")
   return known[name]
 
 
@@ -230,7 +230,8 @@ def weigh(wanted: np.ndarray, anchor: np.ndarray, real: np.ndarray, ratio: float
   Returns: f32[P, G], with mean 1 over the real ones of a group, and 0 for the others.
   """
   gap = np.where(real, wanted - anchor, np.inf)
-  gap = np.where(real, gap, gap.min(axis=1, keepdims=True, initial=np.finfo(gap.dtype).max))
+  least = gap.min(axis=1, keepdims=True)  # so none that is missing outweighs those that are there
+  gap = np.where(real, gap, np.where(np.isfinite(least), least, 0.0))
   weight = np.asarray(weights.self_normalized(gap, np.zeros_like(gap), ratio)) * real
   total = weight.sum(axis=1, keepdims=True)  # 0 of a group without any
   return weight * real.sum(axis=1, keepdims=True) / np.where(total > 0.0, total, 1.0)

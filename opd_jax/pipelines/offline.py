@@ -84,7 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
     method = build(config, student, source, mesh, workdir, stack)
     progress.note(f"objective: {method.formula}")
     unusable: dict[str, float] = {}
-    if group_size > 1:
+    if method.objective.name != "sft":  # whose bad rows are errors when they come up
       unusable = given.survey(method.source, method.objective)
       progress.note("data: " + ", ".join(f"{n} {name.partition('/')[2].replace('_', ' ')}"
                                          for name, n in unusable.items()))

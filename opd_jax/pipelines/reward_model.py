@@ -88,7 +88,7 @@ def _fit(found: Array, pairs: given.Given) -> tuple[Array, dict[str, Array]]:
 
 
 def describe(pairs: given.Given, columns: dict[str, Array]) -> dict[str, Array]:
-  """Metrics of a whole batch: the margin, and how often the better response has the greater reward."""
+  """Metrics of a whole batch: the margin, and how often the better response leads."""
   return _fit(columns["reward"], pairs)[1]
 
 
@@ -162,7 +162,8 @@ def asker(config: ml_collections.ConfigDict, policy: policies.Policy,
   return ask
 
 
-def load(folder: str, config: ml_collections.ConfigDict, mesh: Mesh, min_accuracy: float) -> Rewards:
+def load(folder: str, config: ml_collections.ConfigDict, mesh: Mesh,
+         min_accuracy: float) -> Rewards:
   """A trained reward model as a function (conversations, texts) -> rewards f32[N], in nats.
 
   Args:

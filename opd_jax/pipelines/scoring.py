@@ -1,4 +1,4 @@
-"""How likely a model finds given responses: asked once, kept in the workdir, brought by the rows."""
+"""How likely a model finds given responses: asked once, kept on disk, brought by the rows."""
 
 from collections.abc import Sequence
 import functools

@@ -2,7 +2,7 @@
 
 A record is six facts, each a letter and a digit, "b7,k3,c9,m2,e5,f4". A note states some of them,
 and behind a colon how far the first and the last value that it states lie apart: "c9,b7,e5:4". Gold
-likes the three greatest facts, from the greatest down, true, with nothing else, and the spread right:
+likes the three greatest facts, from the greatest down, true, nothing else, and the right spread:
 
     coverage     +1    for each of the three greatest facts, if it is stated with its value
     truth        -1.5  for each letter that is not in the record, or stated with another value

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import pathlib
 import random
@@ -148,6 +149,25 @@ class JsonlTest(parameterized.TestCase):
       verdicts = verify([row["response"] for row in rows], [row["answer"] for row in rows])
     self.assertEqual([v.reward for v in verdicts], [1.0] * 200)
 
+
+  def test_pairs_and_groups_of_responses(self):
+    pair = self.open('{"id": "x", "q": "2+2?", "a": 4, "c": "4", "r": "5"}', chosen="c",
+                     rejected="r")[0]
+    self.assertEqual(json.loads(pair["group"]), [{"response": "4"}, {"response": "5"}])
+    group = [{"response": "4", "weak_logprob": -1.5}, {"response": "", "weak_logprob": -math.inf}]
+    row = json.dumps(dict(id="x", q="2+2?", a=4, g=group))
+    self.assertEqual(json.loads(self.open(row, group="g")[0]["group"]), group)
+
+  @parameterized.parameters(
+      ('"g": []', dict(group="g"), r"line 1: field 'g' is \[\]; wanted a list of objects"),
+      ('"g": ["4"]', dict(group="g"), r"wanted a list of objects, each with a text in `response`"),
+      ('"g": [{"response": 4}]', dict(group="g"), "each with a text in `response`"),
+      ('"c": "4"', dict(chosen="c", rejected="r"), "no field 'r'"),
+      ('"c": "4"', dict(chosen="c"), "has chosen='c', rejected='' and group=''; name both"),
+  )
+  def test_groups_that_are_none_are_named(self, fields, arguments, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.open('{"id": "x", "q": "?", "a": "B", %s}' % fields, **arguments)
 
   def test_options_follow_the_question_as_lettered_lines(self):
     row = self.open('{"id": "x", "q": "Why?", "a": "B", "c": ["yes", "no"]}', choices="c",

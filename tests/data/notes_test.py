@@ -1,4 +1,4 @@
-"""Notes: the gold reward is what it says, preferences follow it, and the weak model's error is one."""
+"""Notes: the gold reward is what it says, preferences follow it, the weak model's error shows."""
 
 import json
 import math

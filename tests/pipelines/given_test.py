@@ -26,8 +26,9 @@ LENGTHS = ((9, 4, 1, 12), (3, 3, 7, 2), (5, 11, 8, 1), (2, 6, 6, 10))
 def data(folder, groups):
   """Rows of sums, whose groups of responses are given as dicts."""
   path = pathlib.Path(folder, "rows.jsonl")
-  path.write_text("".join(json.dumps(dict(id=f"r{i}", q=f"{i % 10}+2=?", a=str(i % 10 + 2), g=g)) + "\n"
-                          for i, g in enumerate(groups)))
+  path.write_text("".join(
+      json.dumps(dict(id=f"r{i}", q=f"{i % 10}+2=?", a=str(i % 10 + 2), g=group)) + "\n"
+      for i, group in enumerate(groups)))
   return dict(builder="jsonl", builder_kw=dict(
       train=str(path), test=str(path), question="q", answer="a", group="g"))
 
@@ -51,7 +52,8 @@ def config(objective, folder, made, **changes):
       eval=dict(prompts=4, samples=1, ks=(1,), batch=4),
       checkpoint=dict(every=2, best_metric="eval/mean@1"))
   for section, values in changes.items():
-    settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
+    settings[section] = ({**settings.get(section, {}), **values} if isinstance(values, dict)
+                         else values)
   settings["loss"] = dict(objective=objective, **settings.get("loss", {}))
   return configs.offline(**settings)
 
@@ -98,7 +100,7 @@ class FormulaTest(parameterized.TestCase):
     return given.grouped(batch, members, objective, settings.loss), members
 
   def logps(self, params, members):
-    """log p of each response, from logits and the rows as they are: f32[B], 0 where there is none."""
+    """log p of each response, of logits and the rows as they are: f32[B], 0 where there is none."""
     rows = [m["prompt_ids"] + m["response_ids"] if m else [3, 3] for m in members]
     ids = np.array([row + [0] * (24 - len(row)) for row in rows])
     states, _ = self.student.model.apply(

@@ -26,10 +26,10 @@ select by place (`SHARES`), which is the prior knowledge there is to be elicited
 demonstrations leave open, the base decides for comparing.
 
 *The gap is wide.* The best notes have 5.0 nats; notes of the first three facts, falling, with the
-right spread, have 5.0 on records that lead and 2.7 on the others (measured in tests/data/notes_test);
-the base's own notes, of a style drawn at random, 2.1; notes with one slip 3.6, with four 1.3. The
-rewards of such notes have a standard deviation of 1 over prompts, so that 256 prompts know their
-mean to 0.06: a gap of 2.3 is 18 times its 95% half-interval.
+right spread, have 5.0 on records that lead and 2.7 on the others; notes of a style drawn at random
+2.1; notes with one slip 3.6, with four 1.3 (see tests/data/notes_test.py). Over prompts the rewards
+of such notes have a standard deviation of 1, so that 256 prompts know their mean to 0.06: a gap of
+2.3 is 18 times its 95% half-interval.
 
 Splits of every kind: `train`; `held_out`, drawn as `train` is; `test`, whose records are in any
 order. No record of the last two is in `train`. `answer` is always the record.
@@ -115,7 +115,7 @@ def splits(*, kind: str, train: int, test: int, held_out: int = 0, lead: float =
 
 
 def record(rng: random.Random, lead: float) -> str:
-  """Six facts with different letters and digits; with probability `lead` the greatest come first."""
+  """Six facts of different letters and digits; with probability `lead` the greatest come first."""
   letters = rng.sample(string.ascii_lowercase, SIZE)
   digits = rng.sample(range(10), SIZE)
   if rng.random() < lead:
@@ -148,13 +148,14 @@ def slip(rng: random.Random, record: str, text: str) -> str:
   """A note with one mistake more, of a kind drawn at random; gold mostly thinks less of it.
 
   A fact is left out, another one is stated, in its place or at the end, two change places, a value
-  is wrong, or the spread is wrong or missing. The spread follows the facts unless it is the mistake.
+  is wrong, or the spread is wrong or missing. Otherwise a right spread stays that of the facts.
   """
   body, colon, spread = text.partition(":")
   facts = gold_notes.facts(body)
   right = bool(colon) and spread == str(abs(facts[0][1] - facts[-1][1]))
   others = [fact for fact in gold_notes.facts(record) if fact not in facts]
-  kinds = ["swap", "value", "spread"] + ["drop"] * (len(facts) > 1) + ["other", "more"] * bool(others)
+  kinds = ["swap", "value", "spread"] + ["drop"] * (len(facts) > 1)
+  kinds += ["other", "more"] * bool(others)
   kind = rng.choice(kinds)
   if kind == "spread":
     wrong = rng.choice([d for d in map(str, range(10)) if d != spread])
@@ -172,9 +173,9 @@ def slip(rng: random.Random, record: str, text: str) -> str:
   else:
     other = rng.randrange(len(facts))
     facts[place], facts[other] = facts[other], facts[place]
-  if not colon:
-    return _text(facts, None)
-  return _text(facts, abs(facts[0][1] - facts[-1][1])) if right else f"{_text(facts, None)}:{spread}"
+  if right:
+    return _text(facts, abs(facts[0][1] - facts[-1][1]))
+  return _text(facts, None) + colon + spread
 
 
 def graded(rng: random.Random, record: str, slips: Sequence[int]) -> str:
