@@ -244,10 +244,10 @@ class RunTest(parameterized.TestCase):
       self.assertBetween(line["loss/effective_responses"], 1.0, 4.0)
 
   def test_data_without_a_usable_response_is_an_error(self):
-    made = groups(4, rows=3)
+    made = groups(4, rows=4)
     for member in sum(made, []):
       member["weak_logprob"] = math.nan
-    with self.assertRaisesRegex(ValueError, "none of 3 rows brings responses.* 12 of them"):
+    with self.assertRaisesRegex(ValueError, "none of 4 rows brings responses.* 16 of them"):
       run(config("eve", self.folder, made), self.workdir())
 
   @parameterized.parameters(
@@ -262,7 +262,7 @@ class RunTest(parameterized.TestCase):
   )
   def test_what_cannot_be_learned_is_named(self, name, size, changes, message):
     with self.assertRaisesRegex(ValueError, message):
-      run(config(name, self.folder, groups(size, rows=3), **changes), self.workdir())
+      run(config(name, self.folder, groups(size, rows=4), **changes), self.workdir())
 
   def test_few_effective_responses_are_told(self):
     objective = given.Objective("eve", 16, (), False)
