@@ -20,7 +20,7 @@ def get_config(arg=""):
   data = lambda kind, **kw: dict(builder="notes", builder_kw=dict(
       kind=kind, train=200 if smoke else 200_000, test=512, **kw))
   common = dict(
-      batch=dict(tokens=640 if smoke else 7680 if base else 5120,
+      batch=dict(tokens=640 if smoke else 7680 if base else 3072,
                  buckets=(40, 112) if base else (48,), chunk=64 if smoke else 2048),
       optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.98),
       log_every=1 if smoke else 20,

@@ -1,7 +1,7 @@
 """The gold reward of a note about a record: several attributes, graded, in nats.
 
-A record is six facts, each a letter and a digit, "b7,k3,c9,m2,e5,f4". A note states some of them,
-and behind a colon how far the first and the last value that it states lie apart: "c9,b7,e5:4". Gold
+A record is six facts, each a digit and a letter, "7b,3k,9c,2m,5e,4f". A note states some of them,
+and behind a colon how far the first and the last value that it states lie apart: "9c,7b,5e:4". Gold
 likes the three greatest facts, from the greatest down, true, nothing else, and the right spread:
 
     coverage     +1    for each of the three greatest facts, if it is stated with its value
@@ -23,12 +23,12 @@ GREATEST = 3  # how many facts gold wants
 
 # What each attribute adds at most.
 _MOST = dict(coverage=3.0, truth=0.0, brevity=0.0, order=1.0, arithmetic=1.0)
-_NOTE = re.compile(r"([a-z]\d(?:,[a-z]\d)*)(?::(\d))?")
+_NOTE = re.compile(r"(\d[a-z](?:,\d[a-z])*)(?::(\d))?")
 
 
 def facts(record: str) -> list[tuple[str, int]]:
-  """The facts of a record, or those that a note states: "b7,k3" -> [("b", 7), ("k", 3)]."""
-  return [(fact[0], int(fact[1])) for fact in record.split(",")]
+  """The facts of a record, or those that a note states: "7b,3k" -> [("b", 7), ("k", 3)]."""
+  return [(fact[1], int(fact[0])) for fact in record.split(",")]
 
 
 def greatest(record: str) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from opd_jax.data.builders import notes
 from opd_jax.models.source import TINY
 from opd_jax.verifiers import notes as gold
 
-RECORD = "b7,k3,c9,m2,e5,f4"
+RECORD = "7b,3k,9c,2m,5e,4f"
 SLIPS = (0, 1, 2, 3, 4)
 
 
@@ -28,19 +28,19 @@ def asked(row):
 class GoldTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ("c9,b7,e5:4", 5.0),       # the best
-      ("c9,b7,e5", 4.0),         # no spread
-      ("c9,b7,e5:3", 3.5),       # a wrong one
-      ("e5,b7,c9:4", 4.0),       # rising
-      ("c9,b7:2", 3.5),          # two of three, one falling pair
-      ("c9,b7,e5,f4:5", 4.5),    # one too many
-      ("c9,b7,e5,e5:4", 4.5),    # one twice
-      ("c9,b7,e6:3", 2.5),       # e has another value: not covered, and untrue
-      ("c9,b7,z5:4", 2.5),       # no such fact
-      ("m2,k3,f4:2", -0.5),      # the least, rising
-      ("z1,y1,x1:1", -3.0),      # cut off at the worst
-      ("", -3.0), ("c9 b7", -3.0), ("c9,b7,e5:12", -3.0), ("c9,b7,e5:4\nc9", -3.0),
-      (" c9,b7,e5:4\n", 5.0),
+      ("9c,7b,5e:4", 5.0),       # the best
+      ("9c,7b,5e", 4.0),         # no spread
+      ("9c,7b,5e:3", 3.5),       # a wrong one
+      ("5e,7b,9c:4", 4.0),       # rising
+      ("9c,7b:2", 3.5),          # two of three, one falling pair
+      ("9c,7b,5e,4f:5", 4.5),    # one too many
+      ("9c,7b,5e,5e:4", 4.5),    # one twice
+      ("9c,7b,6e:3", 2.5),       # e has another value: not covered, and untrue
+      ("9c,7b,5z:4", 2.5),       # no such fact
+      ("2m,3k,4f:2", -0.5),      # the least, rising
+      ("1z,1y,1x:1", -3.0),      # cut off at the worst
+      ("", -3.0), ("9c 7b", -3.0), ("9c,7b,5e:12", -3.0), ("9c,7b,5e:4\n9c", -3.0),
+      (" 9c,7b,5e:4\n", 5.0),
   )
   def test_each_attribute_counts_as_the_docstring_says(self, text, reward):
     self.assertEqual(gold.gold(RECORD, text), reward)
@@ -53,8 +53,8 @@ class GoldTest(parameterized.TestCase):
       self.assertBetween(gold.gold(RECORD, text), gold.WORST, gold.BEST)
 
   @parameterized.parameters(
-      ("c9,b7,e5:4", "as good as"), ("c9,b7,e5:3", "arithmetic"), ("f4,m2:2", "coverage"),
-      ("c9,b7,e5,z1:8", "truth"), ("hello", "no note"))
+      ("9c,7b,5e:4", "as good as"), ("9c,7b,5e:3", "arithmetic"), ("4f,2m:2", "coverage"),
+      ("9c,7b,5e,1z:8", "truth"), ("hello", "no note"))
   def test_feedback_names_what_is_lost_and_not_the_answer(self, text, said):
     self.assertIn(said, gold.verify(text, RECORD).feedback)
 

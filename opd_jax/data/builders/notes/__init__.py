@@ -1,6 +1,6 @@
 """Notes about records, judged by a gold reward: weak-to-strong learning for tiny models.
 
-    b7,k3,c9,m2,e5,f4        ->        c9,b7,e5:4
+    7b,3k,9c,2m,5e,4f        ->        9c,7b,5e:4
 
 `verifiers/notes.py` says what gold likes: it grades five attributes, in nats, and is both the
 verifier of responses and the truth from which preferences are drawn. The design answers what makes
@@ -124,7 +124,7 @@ def record(rng: random.Random, lead: float) -> str:
     rng.shuffle(head)
     rng.shuffle(tail)
     digits = head + tail
-  return ",".join(f"{letter}{digit}" for letter, digit in zip(letters, digits))
+  return ",".join(f"{digit}{letter}" for letter, digit in zip(letters, digits))
 
 
 def write(record: str, style: Style = GOLD) -> str:
@@ -141,7 +141,7 @@ def write(record: str, style: Style = GOLD) -> str:
 
 
 def _text(facts: Sequence[tuple[str, int]], spread: int | None) -> str:
-  return ",".join(f"{a}{b}" for a, b in facts) + ("" if spread is None else f":{spread}")
+  return ",".join(f"{value}{letter}" for letter, value in facts) + ("" if spread is None else f":{spread}")
 
 
 def slip(rng: random.Random, record: str, text: str) -> str:
