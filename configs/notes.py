@@ -32,7 +32,7 @@ def get_config(arg=""):
         eval=dict(prompts=512, every=100), checkpoint=dict(every=100),
         **(common | dict(optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=20))))
   return configs.offline(
-      total_steps=2 if smoke else 6000 if base else 500,
+      total_steps=2 if smoke else 6000 if base else 700,
       student=dict(source="random:tiny_teacher" if base else "random:tiny_student",
                    tokenizer="opd_jax/tiny/teacher"),
       data=data("pretrain", shots=0.5) if base else data("sft"),
