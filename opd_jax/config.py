@@ -128,6 +128,31 @@ def peers(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def opcd(**changes: Any) -> ConfigDict:
+  """Config of a method that learns from critiques (pipelines/opcd.py); a step is an epoch.
+
+  Its teacher is the student itself; `loss.signal` "verified" learns refinements instead.
+  """
+  return _changed(_on_policy("", pipeline="opcd") | dict(
+      total_steps=10,                # epochs
+      questions=256,                 # of the training split, in every epoch; 0: all
+      critic=_policy("tiny:weak"),
+      control="",                    # in the critic's place: "self", the student; "none": nobody
+      critique=ConfigDict(dict(max_response=96, temperature=0.0, top_k=0, top_p=1.0)),
+      refine=ConfigDict(dict(temperature=0.6, top_k=20, top_p=0.95)),  # as long as an answer
+      filter="outcome",              # or "rubric", "both", "none": which checks a triple stands
+      rubric="",                     # file with {question}, {answer} and {critique}
+      judge=_policy(""),             # who answers it; "": the student
+      triples=32,                    # a batch
+      updates=0,                     # an epoch; 0: one pass over all that is kept
+      context=ConfigDict(dict(
+          budget=300,                # tokens of any request that holds an answer or a critique
+          buckets=(),                # lengths that these are padded to; (): only the budget
+          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+      )),
+  ), changes)
+
+
 def _on_policy(teacher: str, pipeline: str) -> dict[str, Any]:
   return dict(
       **_common(), **_training(),
@@ -345,7 +370,7 @@ POSITIVE = (
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
     "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers",
-    "continuations", "context.budget")
+    "continuations", "context.budget", "triples", "critique.max_response")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",

@@ -8,6 +8,7 @@ from opd_jax import config as configs
 PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
     "peers": "opd_jax.pipelines.peers",
+    "opcd": "opd_jax.pipelines.opcd",
     "sft": "opd_jax.pipelines.offline",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",

@@ -259,13 +259,22 @@ def about_rollout(batch: Batch, tokenizer: Any) -> dict[str, float]:
 
 def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,
            method: Method, state: TrainState, verify: Any, mesh: Mesh) -> None:
-  """Evaluates the teachers, then leaves the table, the report and the exported student."""
+  """Evaluates the teachers, and concludes the run."""
   named = {"student before": "step_000000", "student after": f"step_{config.total_steps:06d}"}
   for name, teacher in method.teachers.items() if config.evaluate_teachers else ():
     label = teachers.label(name)
     named[label] = label.replace(" ", "_")
     evaluation.make(config, teacher, verify, mesh, workdir)(
         sharding.to_device(teacher.params), named[label])
+  conclude(config, workdir, student, state.params, named)
+
+
+def conclude(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,
+             params: Any, named: dict[str, str]) -> None:
+  """The table of some evaluations, by who was evaluated; the report; the exported student.
+
+  Of `named`, "student before" and "student after" are compared prompt by prompt.
+  """
   results = {who: evaluation.read(workdir, name) for who, name in named.items()}
   columns = list(results["student after"])
   progress.table("held-out prompts", ["", *columns], [
@@ -274,5 +283,5 @@ def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Po
   progress.note(evaluation.paired(workdir, named["student before"], named["student after"]))
   progress.report(workdir)
   if config.export:
-    hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
+    hf.export_hf(params, student.model.config, f"{workdir}/export", student.tokenizer)
   progress.note(f"everything is in {workdir}: report.png, samples/, metrics.jsonl, export/")
