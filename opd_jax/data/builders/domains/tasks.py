@@ -59,8 +59,8 @@ def count(rng: random.Random) -> Question:
 
 
 def keep(rng: random.Random) -> Question:
-  """Which of three to eight digits are above a bound: each line is a digit and those so far."""
-  steps, bound = rng.randint(3, 8), rng.randint(1, 8)
+  """Which of three to six digits are above a bound: each line is a digit and those so far."""
+  steps, bound = rng.randint(3, 6), rng.randint(1, 8)
   while True:
     digits = [rng.randrange(10) for _ in range(steps)]
     if max(digits) > bound:
