@@ -121,6 +121,7 @@ def peers(**changes: Any) -> ConfigDict:
           feedback="never",          # or "without_success", "always": a rollout's own
           success_at=1.0,            # the least reward of a success
           remove_thinking=False,     # <think> from peers' texts
+          summary=0,                 # tokens of the student's summary in each peer's place; 0: none
           budget=400,                # tokens of a context; peers are dropped, the longest first
           buckets=(),                # lengths that contexts are padded to; (): only the budget
           tokens=0,                  # padded tokens scored at a time; 0: as of all rows
@@ -228,6 +229,24 @@ def context_use(**changes: Any) -> ConfigDict:
       pipeline="context_use",
       models=("tiny:student",),      # sources of the models studied
       critic=_policy("tiny:weak"),   # who writes the critiques
+  ), changes)
+
+
+def teacher_signal(**changes: Any) -> ConfigDict:
+  """Config of the analysis of contexts by what they say of responses (pipelines/teacher_signal.py).
+  """
+  return _changed(dict(
+      **_common(),
+      pipeline="teacher_signal",
+      run="",                        # workdir of any run that evaluates; "": `student` is first
+      evaluation="",                 # of that run, such as "step_000200"; "": the last
+      teacher=_policy(""),           # of that first evaluation
+      context=ConfigDict(dict(
+          budget=400,                # tokens of a context; beyond it a response is left out
+          buckets=(),                # lengths that contexts are padded to; (): only the budget
+          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+          remove_thinking=False,     # <think> from peers' texts
+      )),
   ), changes)
 
 
@@ -378,7 +397,8 @@ NOT_NEGATIVE = (
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
     "loss.reference_kl", "loss.clipped.high", "minutes",
-    "after.drop_layers_every", "after.alpha", "context.tokens")
+    "after.drop_layers_every", "after.alpha", "context.tokens", "context.summary",
+    "questions", "updates")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
 SHARES = ("cuts", "parts")

@@ -50,6 +50,11 @@ def with_peers(messages: Messages, successes: Sequence[str] = (), failures: Sequ
   return [*messages[:-1], {**last, "content": content}]
 
 
+def summary_request(text: str) -> Messages:
+  """Asks for the idea of a solution, which stands for it where peers are shown."""
+  return question(f"Summarize this solution in a few sentences, with its result:\n\n{text}")
+
+
 def without_thinking(text: str) -> str:
   """A response without its thoughts, and without white space around what is left.
 

@@ -13,6 +13,7 @@ PIPELINES = {
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",
     "position_bias": "opd_jax.pipelines.position_bias",
+    "teacher_signal": "opd_jax.pipelines.teacher_signal",
     "claims": "opd_jax.pipelines.claims",
 }
 

@@ -17,7 +17,6 @@ import ml_collections
 import numpy as np
 
 from opd_jax import sharding
-from opd_jax.losses import divergences
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import scorer
 from opd_jax.rollouts.batch import Batch
@@ -27,21 +26,22 @@ from opd_jax.teachers import contexts
 Read = Callable[[Any, Batch, Sequence[contexts.Context]], tuple[Batch, dict[str, float]]]
 
 
-def make(config: ml_collections.ConfigDict, model: Any, pad_id: int, mesh: Mesh) -> Read:
+def make(section: ml_collections.ConfigDict, states: bool, model: Any, pad_id: int,
+         mesh: Mesh) -> Read:
   """The function that has a teacher read.
 
   A row whose context gained nothing is not read and carries no loss; neither does a token that the
   teacher gives no probability.
 
   Args:
-    config: reads `context` (budget, buckets, tokens) and `loss.surrogate`: distribution-level
-      losses need the teacher's states beside its log-probabilities.
+    section: the `context` section: budget, buckets, tokens.
+    states: whether the teacher's states are wanted beside its log-probabilities, as they are by
+      the distribution-level losses.
     model: the teacher's, a module or a scorer.Mixture.
     pad_id: of the teacher's tokenizer.
     mesh: rows are spread over its `data` axis.
   """
-  section, spread = config.context, sharding.of_batch(mesh)
-  states = config.loss.surrogate in divergences.KINDS
+  spread = sharding.of_batch(mesh)
   start = jax.jit(functools.partial(unheard, model, states))
   hear = jax.jit(functools.partial(heard, model, states), donate_argnums=1)
   whole = jax.jit(finished)
@@ -50,7 +50,7 @@ def make(config: ml_collections.ConfigDict, model: Any, pad_id: int, mesh: Mesh)
            made: Sequence[contexts.Context]) -> tuple[Batch, dict[str, float]]:
     gained = contexts.gained(made)
     rows, columns = batch.response.shape
-    blocks = contexts.pack(made, np.flatnonzero(gained).tolist(), widths(config), columns,
+    blocks = contexts.pack(made, np.flatnonzero(gained).tolist(), widths(section), columns,
                            section.tokens or rows * (section.budget + columns), pad_id,
                            mesh.shape["data"])
     found = start(params, batch)
@@ -62,15 +62,15 @@ def make(config: ml_collections.ConfigDict, model: Any, pad_id: int, mesh: Mesh)
   return read
 
 
-def widths(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+def widths(section: ml_collections.ConfigDict) -> tuple[int, ...]:
   """The lengths that contexts are padded to."""
-  return (*config.context.buckets, config.context.budget)
+  return (*section.buckets, section.budget)
 
 
 def check_lengths(config: ml_collections.ConfigDict, policy: policies.Policy) -> None:
   """Refuses contexts that together with a response exceed what their reader allows."""
   allowed, rollout = policy.model.config.max_positions, config.rollout
-  longest = widths(config)[-1]
+  longest = widths(config.context)[-1]
   if config.context.budget < rollout.max_prompt:
     raise ValueError(f"context.budget is {config.context.budget} tokens, but a prompt alone may "
                      f"have rollout.max_prompt = {rollout.max_prompt}")

@@ -99,10 +99,11 @@ def run(config: ml_collections.ConfigDict, workdir: str,
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step, rewards = 0, []  # rewards: of the updates since the last line of metrics
+    solved: set[str] = set()     # ids of this process's prompts that ever had a right response
     if found := checkpoints.restore(state, total):
       first_step, state, seen = found
       prompts.restore(seen["prompts"])
-      rewards = seen["rewards"]
+      rewards, solved = seen["rewards"], set(seen["solved"])
       progress.note(f"resuming after {first_step} steps")
     writer = stack.enter_context(Writer(workdir, config, first_step))
     bar = stack.enter_context(progress.Bar(total, first_step))
@@ -115,7 +116,8 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     def save(done: int, seen: dict[str, Any], scores: dict[str, float]) -> None:
       nonlocal saved
       train_state.check_finite(*previous)  # before this save may push out a good one
-      checkpoints.save(done, state, {"prompts": seen, "rewards": rewards}, scores)
+      checkpoints.save(done, state, {"prompts": seen, "rewards": rewards,
+                                     "solved": sorted(solved)}, scores)
       saved = done
 
     for step in range(first_step, total):
@@ -157,6 +159,8 @@ def run(config: ml_collections.ConfigDict, workdir: str,
             state, scored.replace(reward=jax.device_put(reward, spread)),
             Verified(rows, texts, verdicts), keys.at(root, "context", step))
         rewards.append(float(reward.mean()))
+        solved |= {row["id"] for row, best in zip(rows, reward.reshape(len(rows), -1).max(axis=1))
+                   if best >= 1.0}
       batch = scored
       clock.lap("grade", batch)
 
@@ -176,6 +180,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
                     **{f"compile/{name}": count for name, count in compiled.items()}}
         if rewards:
           metrics["rollout/reward"] = float(np.mean(rewards))
+        metrics["rollout/ever_solved"] = len(solved)
         if config.student_share < 1.0:
           metrics["rollout/own"] = float(own)
         rewards = []

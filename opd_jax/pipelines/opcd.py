@@ -174,7 +174,7 @@ def assemble(config: ml_collections.ConfigDict, student: policies.Policy,
       answer=speaks(student, rollout, rollout), refine=speaks(student, longer, config.refine),
       criticize=None if config.control == "none" else speaks(critic, brief, config.critique),
       critic=whose,
-      judge=judges.make(judge, judges.read_rubric(config.rubric), in_context.widths(config), rows,
+      judge=judges.make(judge, judges.read_rubric(config.rubric), in_context.widths(config.context), rows,
                         mesh) if config.rubric else None,
       judging=judging)
 
@@ -215,7 +215,7 @@ def make_learn(config: ml_collections.ConfigDict, student: policies.Policy, upda
   """The updates of an epoch: (state, kept triples, epoch, go_on) -> (state, means of metrics)."""
   tokenizer, spread = student.tokenizer, sharding.of_batch(mesh)
   compares = config.loss.surrogate in divergences.KINDS
-  read_behind = in_context.make(config, student.model, tokenizer.pad_id, mesh)
+  read_behind = in_context.make(config.context, compares, student.model, tokenizer.pad_id, mesh)
   head = jax.jit(functools.partial(in_context.heads, student.model))
 
   def learn(state: TrainState, kept: Sequence[Row], epoch: int,

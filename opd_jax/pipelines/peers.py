@@ -8,7 +8,7 @@ larger model. A rollout whose context gained nothing carries no loss. The loss i
 family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import json
 from typing import Any, NamedTuple
@@ -18,11 +18,13 @@ from jax import Array
 from jax.sharding import Mesh
 import ml_collections
 
+from opd_jax.data import chat
 from opd_jax.losses import divergences
-from opd_jax.pipelines import in_context, objective, on_policy, opd, teachers
+from opd_jax.pipelines import in_context, objective, on_policy, opd, responder, teachers
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import scorer
 from opd_jax.rollouts.batch import Batch
+from opd_jax.rollouts.sampler import Sampling
 from opd_jax.teachers import contexts
 from opd_jax.teachers import params as teacher_params
 from opd_jax.train_state import TrainState
@@ -129,14 +131,36 @@ def make_grade(config: ml_collections.ConfigDict, student: policies.Policy, teac
   """
   size = config.rollout.group_size
   tokenizer = student.tokenizer if teacher.policy is None else teacher.policy.tokenizer
-  read = in_context.make(config, teacher.model, tokenizer.pad_id, mesh)
+  compares = config.loss.surrogate in divergences.KINDS
+  read = in_context.make(config.context, compares, teacher.model, tokenizer.pad_id, mesh)
+  summarize = make_summarize(config, student, mesh) if config.context.summary else None
 
   def grade(state: TrainState, batch: Batch, verified: on_policy.Verified,
             key: Array) -> tuple[Batch, dict[str, float]]:
-    made = contexts.make(groups(verified, size), settings(config.context), tokenizer, key)
+    made = contexts.make(groups(verified, size), settings(config.context), tokenizer, key,
+                         summarize and functools.partial(summarize, state.params, key))
     return read(teacher.params(state), batch, made)
 
   return grade
+
+
+def make_summarize(config: ml_collections.ConfigDict, student: policies.Policy,
+                   mesh: Mesh) -> Callable[[Any, Array, Sequence[str]], list[str]]:
+  """A function (params, key, texts) -> summaries: the student's own, as it is now, greedily.
+
+  A peer whose summary is empty or whose text is too long to be read is left out.
+  """
+  rollout = ml_collections.ConfigDict(config.rollout.to_dict() | dict(
+      max_prompt=config.context.budget, prompt_buckets=tuple(config.context.buckets),
+      max_response=config.context.summary, response_buckets=()))
+  respond = responder.make(student, rollout, Sampling(temperature=0.0),
+                           config.rollout.prompts * config.rollout.group_size, mesh)
+
+  def summarize(params: Any, key: Array, texts: Sequence[str]) -> list[str]:
+    said = respond(params, [chat.summary_request(text) for text in texts], key)
+    return [x.text if x else "" for x in said]
+
+  return summarize
 
 
 def groups(verified: on_policy.Verified, size: int) -> list[contexts.Group]:
