@@ -37,7 +37,7 @@ def get_config(arg=""):
       }[form],
       context={
           "": dict(budget=640, buckets=(320, 448), tokens=1 << 16),
-          "quick": dict(budget=384, buckets=(256,)),
+          "quick": dict(budget=384, buckets=(160, 256)),
           "smoke": dict(budget=360),
       }[form],
       loss=dict(surrogate="jsd", beta=0.5, top_k=100, top_of="student", tail="bucket",
