@@ -26,13 +26,15 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from opd_jax.data.builders import arithmetic, domains, jsonl, programs, tool_use
+from opd_jax.data.builders import (
+    arithmetic, domains, instructions, jsonl, programs, tool_use)
 
 Splits = Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
 
 # Each data set: keyword arguments -> its splits, as functions that yield rows.
-BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "domains": domains, "jsonl": jsonl,
-                            "programs": programs, "tool_use": tool_use}
+BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "domains": domains,
+                            "instructions": instructions, "jsonl": jsonl, "programs": programs,
+                            "tool_use": tool_use}
 
 
 class Rows(tfds.core.GeneratorBasedBuilder):
