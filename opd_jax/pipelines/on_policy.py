@@ -112,6 +112,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     if first_step == 0:
       writer.write(0, evaluation.named(evaluate(state.params, "step_000000")))
     previous, saved = None, first_step
+    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
 
     def save(done: int, seen: dict[str, Any], scores: dict[str, float]) -> None:
       nonlocal saved
@@ -169,7 +170,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       constants = method.constants(state)  # of the state that the batch was scored with
       for _ in range(updates):  # one that is refused leaves the next the same fault
         state, metrics = train_step(state, batch, constants)
-      previous = (metrics, batch, workdir, done)
+      previous = (metrics, batch, workdir, done, [row["id"] for row in rows] if guarded else None)
       clock.lap("update", metrics)
 
       bar.update(done)

@@ -129,7 +129,8 @@ def check_installed() -> None:
   missing = [name for name in ("if_verifiable", "nltk") if not importlib.util.find_spec(name)]
   if not missing:
     import nltk  # an extra: not everybody installs it
-    for folder in getattr(importlib.util.find_spec("llama_index"), "submodule_search_locations", ()):
+    package = importlib.util.find_spec("llama_index")
+    for folder in package.submodule_search_locations if package else ():
       where = str(pathlib.Path(folder, "core/_static/nltk_cache"))
       if where not in nltk.data.path:
         nltk.data.path.append(where)  # behind the user's own

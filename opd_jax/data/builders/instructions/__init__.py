@@ -34,7 +34,8 @@ def splits(*, train: str = "", test: str = "", task: str = "instructions",
       answer = [{"id": kind, "kwargs": {name: x for name, x in kwargs.items() if x is not None}}
                 for kind, kwargs in zip(record["instruction_id_list"], record["kwargs"],
                                         strict=True)]
-      if not answer or not all(isinstance(x, str) for x in (prompt, *record["instruction_id_list"])):
+      texts = (prompt, *record["instruction_id_list"])
+      if not answer or not all(isinstance(x, str) for x in texts):
         raise ValueError("no text or no instruction")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise ValueError(f"{file}, line {number}: no prompt with instructions "
