@@ -125,7 +125,8 @@ class GpqaTest(parameterized.TestCase):
       self.assertIn('"Answer: X"', how)
       self.assertEqual(row["task"], f"gpqa/{('physics', 'biology')[i % 2]}")
       self.assertEqual((row["level"], row["response"], row["teacher"]), (0, "", ""))
-      self.assertEqual(multiple_choice.verify(f"Answer: {row['answer']}", row["answer"]).reward, 1.0)
+      verdict = multiple_choice.verify(f"Answer: {row['answer']}", row["answer"])
+      self.assertEqual(verdict.reward, 1.0)
       letters.add(row["answer"])
     self.assertGreater(len(letters), 1)
     brief = self.rows("test", template="Q: {question}", system="Be brief.")[0]
@@ -253,7 +254,7 @@ class GuardTest(parameterized.TestCase):
   def test_a_teachers_samples_stay_in_memory(self):
     config = configs.offline(
         data=dict(builder="gpqa", builder_kw=self.arguments), teacher=dict(source="tiny:teacher"),
-        rollout=dict(max_prompt=320, max_response=150, prompts=5, group_size=4))
+        rollout=dict(max_prompt=256, max_response=96, prompts=5, group_size=4))
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
     source = builders.open_source("gpqa", self.arguments, "train")
     with jax.set_mesh(mesh), mock.patch.object(progress, "note"):

@@ -21,8 +21,8 @@ from typing import Any
 from opd_jax.data import chat
 from opd_jax.data.builders import jsonl
 
-TEMPLATE = ("{question}\n\nThink step by step. End with a line \"Answer: X\", where X is the letter "
-            "of one option.")
+TEMPLATE = ("{question}\n\nThink step by step. End with a line \"Answer: X\", where X is the "
+            "letter of one option.")
 PASSWORD = "deserted-untie-orchid"  # as the authors publish it, beside the archive
 MAIN, DIAMOND = "dataset/gpqa_main.csv", "dataset/gpqa_diamond.csv"
 ID, QUESTION, DOMAIN = "Record ID", "Question", "High-level domain"
@@ -95,7 +95,7 @@ def read(archive: str, member: str, password: str) -> list[dict[str, str]]:
     if not zipfile.is_zipfile(path):
       raise ValueError(f"{path} is not a zip archive; wanted GPQA's dataset.zip") from error
     raise ValueError(f"the password does not open {member} in {path}, or the file is damaged; "
-                     "GPQA's authors publish both together: see data.builder_kw.password") from error
+                     "GPQA's authors publish both together: data.builder_kw.password") from error
   return list(records(content, f"{member} in {path}"))
 
 
