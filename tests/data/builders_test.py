@@ -95,7 +95,7 @@ class JsonlTest(parameterized.TestCase):
       self.open(GOOD, **changes)
 
   def test_unknown_data_sets_meet_the_known_ones(self):
-    with self.assertRaisesRegex(ValueError, "'gsm'; it must be one of arithmetic, domains, jsonl"):
+    with self.assertRaisesRegex(ValueError, "'gsm'; it must be one of arithmetic, domains, gpqa, "):
       builders.open_source("gsm", {}, "train", self.cache)
 
   def test_a_changed_file_or_argument_is_another_copy_and_an_unchanged_one_is_not(self):
