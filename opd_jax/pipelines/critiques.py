@@ -42,7 +42,7 @@ class Cast(NamedTuple):
 
 
 def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], params: Any,
-           epoch: int, folder: pathlib.Path, tokenizer: Tokenizer, verify: Verify,
+           epoch: int, folder: pathlib.Path | None, tokenizer: Tokenizer, verify: Verify,
            check: Callable[[], None]) -> list[Row]:
   """All triples of an epoch, as many as prompts x rollout.group_size; of some `kept` is true.
 
@@ -52,7 +52,7 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
     rows: of the data, with `prompt_ids` that fit.
     params: the student's at the beginning of the epoch.
     epoch: counts from 0.
-    folder: where the stages are.
+    folder: where the stages are; None to keep nothing, for guarded data.
     tokenizer: the student's.
     verify: texts and answers -> verdicts.
     check: called before every block; what it raises ends the epoch where it is.
@@ -67,7 +67,7 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
     def block_of(start: int, stop: int) -> list[Row]:
       check()
       return make(slice(start, stop), jax.random.fold_in(jax.random.fold_in(root, number), start))
-    return stages.rows(folder / f"{name}.jsonl", total, block, block_of)
+    return stages.rows(folder and folder / f"{name}.jsonl", total, block, block_of)
 
   def answer(here: slice, key: jax.Array) -> list[Row]:
     places = range(here.start, here.stop)
@@ -135,6 +135,12 @@ def _problem(response: Any) -> str:
   if not response.ended:
     return "cut off"
   return "" if response.text.strip() else "empty"
+
+
+def without_texts(triple: Row) -> Row:
+  """What may be left of a triple of guarded data: its ids and numbers."""
+  return {name: value for name, value in triple.items()
+          if name not in ("answer", "ids", "critique", "refinement", "refined_ids")}
 
 
 def metrics(triples: Sequence[Row]) -> dict[str, float]:

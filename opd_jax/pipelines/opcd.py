@@ -67,6 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     policies.describe(student, workdir)
     progress.note(formula(config))
     rows = questions(config, student)
+    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
     messages = {row["id"]: json.loads(row["messages"]) for row in rows}
     verify = stack.enter_context(verifiers.make(**config.verifier))
     evaluate = evaluation.make(config, student, verify, mesh, workdir)
@@ -81,6 +82,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     first = 0
     if found := checkpoints.restore(state, total):
       first, state, _ = found
+      if guarded and first < total:
+        raise ValueError(f"{workdir} was left after {first} epochs, but of the guarded data set "
+                         f"{config.data.builder!r} no text is kept to go on with; choose another "
+                         "workdir, or set data.builder_kw.plain_text=True")
       progress.note(f"resuming after {first} epochs")
     writer = stack.enter_context(Writer(workdir, config, first))
     bar = stack.enter_context(progress.Bar(total, first))
@@ -92,11 +97,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     if first == 0:
       writer.write(0, evaluation.named(evaluate(state.params, "step_000000")))
-    kept = [x for epoch in range(first) for x in read(workdir, epoch) if x["kept"]]
+    kept = [] if guarded else [
+        x for epoch in range(first) for x in read(workdir, epoch) if x["kept"]]
     try:
       for epoch in range(first, total):
+        here = folder(workdir, epoch)
         triples = critiques.gather(config, cast, rows, state.params, epoch,
-                                   folder(workdir, epoch), student.tokenizer, verify, go_on)
+                                   None if guarded else here, student.tokenizer, verify, go_on)
+        if guarded:
+          stages.rows(here / critiques.TRIPLES, len(triples), len(triples), lambda start, stop: [
+              critiques.without_texts(x) for x in triples])
         new = [x for x in triples if x["kept"]]
         kept += new
         metrics = critiques.metrics(triples) | {"critique/all": float(len(kept))}
@@ -215,6 +225,7 @@ def make_learn(config: ml_collections.ConfigDict, student: policies.Policy, upda
   """The updates of an epoch: (state, kept triples, epoch, go_on) -> (state, means of metrics)."""
   tokenizer, spread = student.tokenizer, sharding.of_batch(mesh)
   compares = config.loss.surrogate in divergences.KINDS
+  guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
   read_behind = in_context.make(config.context, compares, student.model, tokenizer.pad_id, mesh)
   head = jax.jit(functools.partial(in_context.heads, student.model))
 
@@ -231,7 +242,8 @@ def make_learn(config: ml_collections.ConfigDict, student: policies.Policy, upda
         made += made[-1:] * (config.triples - len(made))
         batch, metrics = read_behind(frozen, batch, made)
       state, learned = update(state, batch, constants)
-      train_state.check_finite(learned, batch, workdir, epoch + 1)
+      train_state.check_finite(learned, batch, workdir, epoch + 1,
+                               [x["prompt"] for x in here] if guarded else None)
       found.append({name: float(x) for name, x in jax.device_get(learned).items()}
                    | (metrics if compares else {}))
     names = found[0].keys()

@@ -22,7 +22,7 @@ from opd_jax import main, progress, sharding
 from opd_jax.data import builders
 from opd_jax.data.builders import gpqa
 from opd_jax.evals import saved
-from opd_jax.pipelines import teacher_cache, teacher_samples
+from opd_jax.pipelines import opcd, teacher_cache, teacher_samples
 from opd_jax.verifiers import multiple_choice
 
 # Invented; no question here is GPQA's.
@@ -250,6 +250,22 @@ class GuardTest(parameterized.TestCase):
         teacher=dict(source="tiny:teacher")))
     self.assertTrue((self.room / "work/export").is_dir())
     self.assertEmpty(self.found())
+
+  def test_critiques_stay_in_memory_and_a_run_cannot_go_on_without_them(self):
+    config = lambda epochs: configs.opcd(
+        **self.shared(), total_steps=epochs, questions=2, filter="none", control="none",
+        critic=dict(source=""), context=dict(budget=440), triples=4, updates=1, export=False,
+        checkpoint=dict(every=1, keep_best=0),
+        loss=dict(surrogate="reverse_kl", aggregate="sequence_sum"))
+    self.run_here(config(1))
+    triples = opcd.read(str(self.room / "work"), 0)
+    self.assertLen(triples, 4)
+    self.assertContainsSubset({"epoch", "prompt", "chain", "reward", "outcome", "kept"}, triples[0])
+    for triple in triples:
+      self.assertNoCommonElements(triple, ("answer", "ids", "critique", "refinement"))
+    self.assertEmpty(self.found())
+    with self.assertRaisesRegex(ValueError, "no text is kept to go on with"):
+      self.run_here(config(2))
 
   def test_a_teachers_samples_stay_in_memory(self):
     config = configs.offline(
