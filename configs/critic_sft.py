@@ -5,7 +5,8 @@
 
 Forms: full (the default), tiny:weak on worked critiques of the arithmetic task, 2 CPU cores; quick
 and smoke, the same in seconds; paper, Phi-4-mini on the half of the alignment data that the strong
-model never sees (critic.jsonl), learning rate 1e-6 and the checkpoint of step 40.
+model never sees (critic.jsonl), learning rate 1e-6 and the checkpoint of step 40; what its evaluation
+counts says nothing of critiques.
 """
 
 from opd_jax import config as configs

@@ -9,8 +9,12 @@ student, without the critique, towards itself as it was, with it.
 Forms: full (the default), the tiny teacher as the strong model and the tiny weak one as its critic,
 on 2 CPU cores; quick, a minute of the same; smoke, for the tests; paper, the paper's alignment
 setting: Phi-4-14B with Phi-4-mini as critic (fitted first with configs/critic_sft.py:paper), 128
-answers x 8 at a time, batches of 32, learning rate 1e-6. It wants a pod, the models' folders, and
-magpie.jsonl with the checks of IFEval.
+questions x 8 answers at a time, batches of 32, learning rate 1e-6. Phi-4's 16384 positions leave
+8192 tokens for a question with its answer and critique. It wants a pod (data=8), the models'
+folders, and magpie.jsonl with the checks of IFEval.
+
+Forms for the tiny models have no rubric check (filter="outcome"): no tiny model has learned to
+judge. The paper's has both.
 """
 
 from opd_jax import config as configs
@@ -26,18 +30,19 @@ def get_config(arg=""):
   form = configs.form(arg, "", "quick", "smoke", "paper")
   if form == "paper":
     return configs.opcd(
-        total_steps=13,
+        total_steps=2,
         questions=2500,
         student=dict(source="hf:phi-4"),
         critic=dict(source="workdir:runs/critic"),
         filter="both", rubric="configs/rubrics/critique.txt",
         model=dict(compute_dtype="bfloat16", remat="full"),
-        data=dict(builder="jsonl", builder_kw=dict(
-            train="magpie.jsonl", test="ifeval.jsonl", question="question", answer="answer")),
+        data=dict(builder="instructions", builder_kw=dict(
+            train="magpie.jsonl", test="ifeval.jsonl")),
+        verifier=dict(name="instructions"),
         rollout=dict(prompts=128, group_size=8, max_prompt=4096, max_response=8192, **ANSWER),
-        context=dict(budget=24576, buckets=(4096, 8192, 16384), tokens=1 << 19),
-        critique=dict(max_response=8192),
-        loss=dict(**LOSS, micro_batches=32),
+        context=dict(budget=8192, buckets=(4096,), tokens=1 << 17),
+        critique=dict(max_response=2048),
+        loss=dict(**LOSS, micro_batches=4),
         optimizer=dict(learning_rate=1e-6, weight_decay=0.01),
         eval=dict(prompts=256, every=1, **EVAL),
     )

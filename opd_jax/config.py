@@ -398,7 +398,9 @@ NOT_NEGATIVE = (
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
     "loss.reference_kl", "loss.clipped.high", "minutes",
     "after.drop_layers_every", "after.alpha", "context.tokens", "context.summary",
-    "questions", "updates")
+    "questions", "updates",
+    "critique.temperature", "critique.top_k", "refine.temperature", "refine.top_k",
+    "critic.drop_layers_every", "critic.alpha", "judge.drop_layers_every", "judge.alpha")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
 SHARES = ("cuts", "parts")
@@ -415,7 +417,8 @@ def validate(config: ConfigDict) -> None:
     _check(config, key, lambda x: x >= 0, "0 or more")
   _check(config, "student_share", lambda x: 0 <= x <= 1, "at least 0 and at most 1")
   _check(config, "teacher_memory", lambda x: x in ("device", "host"), "'device' or 'host'")
-  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction", "trust"):
+  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction", "trust", "critique.top_p",
+              "refine.top_p"):
     _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
   for key in ("ema.rate", "loss.clipped.low"):
     _check(config, key, lambda x: 0 <= x < 1, "at least 0 and less than 1")
@@ -434,7 +437,7 @@ def validate(config: ConfigDict) -> None:
         except ValueError as error:
           raise ValueError(f"{where}.{name}: {error}") from error
     return
-  for who in ("student", "teacher", "reference", "after"):
+  for who in ("student", "teacher", "reference", "after", "critic", "judge"):
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
                        f"{who}.base; name the source to extrapolate from, or leave it at 1")

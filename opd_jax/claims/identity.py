@@ -32,7 +32,7 @@ READER = "opd_jax.claims.measured"
 FREE = ("writers", "export", "checkpoint", "evaluate_teachers", "data.cache", "verifier.workers",
         "verifier.allow_unsafe_code")
 # Keys whose text may name files: their contents count.
-NAMING = ("source", "base", "tokenizer", "chat_template")
+NAMING = ("source", "base", "tokenizer", "chat_template", "rubric")
 STAGE = "stage:"
 
 

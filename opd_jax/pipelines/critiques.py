@@ -114,8 +114,9 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
       # A judge that prefers neither has not said yes.
       known["rubric"] = bool(known["judge"] and known["judge"][0] > known["judge"][1])
       context = tokenizer.encode_chat(chat.with_critique(messages[i // group], known["critique"]))
-      fits = len(context) <= config.context.budget
-      known["kept"] = i in places and fits and passes(config.filter, known)
+      if not known["problem"] and len(context) > config.context.budget:
+        known["problem"] = "too long to be learned behind"
+      known["kept"] = i in places and not known["problem"] and passes(config.filter, known)
       out.append(known)
     return out
 
@@ -139,23 +140,27 @@ def _problem(response: Any) -> str:
 
 def without_texts(triple: Row) -> Row:
   """What may be left of a triple of guarded data: its ids and numbers."""
-  return {name: value for name, value in triple.items()
-          if name not in ("answer", "ids", "critique", "refinement", "refined_ids")}
+  return {name: triple[name] for name in (
+      "epoch", "prompt", "chain", "ended", "reward", "problem", "outcome", "judge", "rubric", "kept")}
 
 
 def metrics(triples: Sequence[Row]) -> dict[str, float]:
   """Shares of an epoch's triples; the judge's AUC against the outcome where it has one."""
-  share = lambda value: float(np.mean([value(x) for x in triples]))
+  share = lambda value, among=triples: float(np.mean([value(x) for x in among]))
+  refined = [x for x in triples if x["refinement"] is not None]
+  wrong, right = ([x for x in refined if (x["reward"] >= 1.0) == was] for was in (False, True))
   judged = [x for x in triples if x["judge"]]
   found = {
       "rollout/reward": share(lambda x: x["reward"]),
       "rollout/truncated": share(lambda x: not x["ended"]),
       "critique/unusable": share(lambda x: bool(x["problem"])),
       "critique/kept": share(lambda x: x["kept"]),
-      "refine/outcome": share(lambda x: x["outcome"]),
-      # Of answers that were wrong, those that became right; and the other way round.
-      "refine/repaired": share(lambda x: x["reward"] < 1.0 and x["outcome"]),
-      "refine/spoiled": share(lambda x: x["reward"] >= 1.0 and not x["outcome"])}
+      "refine/outcome": share(lambda x: x["outcome"])}
+  # Of wrong answers that were refined, those that became right; and the other way round.
+  if wrong:
+    found["refine/repaired"] = share(lambda x: x["outcome"], wrong)
+  if right:
+    found["refine/spoiled"] = share(lambda x: not x["outcome"], right)
   if judged:
     found["judge/yes"] = float(np.mean([x["rubric"] for x in judged]))
     found["judge/undecided"] = float(np.mean([x["judge"][0] == x["judge"][1] for x in judged]))

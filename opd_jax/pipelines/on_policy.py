@@ -99,7 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step, rewards = 0, []  # rewards: of the updates since the last line of metrics
-    solved: set[str] = set()     # ids of this process's prompts that ever had a right response
+    solved: set[str] = set()     # ids of this process's prompts that ever had a reward of 1
     if found := checkpoints.restore(state, total):
       first_step, state, seen = found
       prompts.restore(seen["prompts"])

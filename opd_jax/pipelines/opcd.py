@@ -122,10 +122,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         writer.write(done, metrics | scores)
         bar.update(done, {"reward": metrics["rollout/reward"], "kept": metrics["critique/kept"],
                           "loss": metrics.get("loss/total", 0.0)})
-        checkpoints.save(done, state, {}, scores)
+        if done % config.checkpoint.every == 0 or done == total:
+          checkpoints.save(done, state, {}, scores)
     except engine.Stopped:
-      progress.note("SIGTERM: stopped; the same command goes on from here")
+      progress.note("SIGTERM: stopped; " + (
+          "of guarded data nothing is kept to go on with" if guarded else
+          "the same command goes on from here"))
       return
+    last = f"step_{total:06d}"
+    if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
+      writer.write(total, evaluation.named(evaluate(state.params, last)))
     conclude(config, workdir, student, state)
 
 
@@ -137,6 +143,16 @@ def check(config: ml_collections.ConfigDict) -> None:
                             ("filter", config.filter, critiques.FILTERS)):
     if value not in known:
       raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(map(repr, known))}")
+  for key, found, wanted in (
+      ("teacher.source", config.teacher.source, ""), ("teachers", len(config.teachers), 0),
+      ("reference.source", config.reference.source, ""), ("teacher_cache", config.teacher_cache, ""),
+      ("student_share", config.student_share, 1.0), ("ema.rate", config.ema.rate, 0.0),
+      ("loss.updates_per_batch", loss.updates_per_batch, 1),
+      ("loss.reference_kl", loss.reference_kl, 0.0)):
+    if found != wanted:
+      raise ValueError(f"{key} is {found!r}, which has no effect on OPCD; leave it at {wanted!r}")
+  if jax.process_count() > 1:
+    raise ValueError(f"OPCD runs in one process so far, and here are {jax.process_count()}")
   if loss.surrogate not in divergences.KINDS and loss.signal != "verified":
     raise ValueError(f"loss.surrogate is {loss.surrogate!r} and loss.signal {loss.signal!r}; what a "
                      "critique changes is learned with loss.surrogate='reverse_kl' (or another of "
@@ -179,14 +195,17 @@ def assemble(config: ml_collections.ConfigDict, student: policies.Policy,
   if config.judge.source:
     judge = policies.load(config.judge, config.model, keys.at(root, "init", 2), mesh)
     judging = lambda params: judge.params
-    check_fits(config, "judge", judge, 8)
+    check_fits(config, "judge", judge, max(map(len, map(judge.tokenizer.encode, judges.WORDS))))
+  if config.control == "self":
+    check_fits(config, "student", student, config.critique.max_response)
+  judged = None
+  if config.rubric:
+    judged = judges.make(judge, judges.read_rubric(config.rubric),
+                         in_context.widths(config.context), rows, mesh)
   return critiques.Cast(
       answer=speaks(student, rollout, rollout), refine=speaks(student, longer, config.refine),
       criticize=None if config.control == "none" else speaks(critic, brief, config.critique),
-      critic=whose,
-      judge=judges.make(judge, judges.read_rubric(config.rubric), in_context.widths(config.context), rows,
-                        mesh) if config.rubric else None,
-      judging=judging)
+      critic=whose, judge=judged, judging=judging)
 
 
 def check_fits(config: ml_collections.ConfigDict, who: str, policy: policies.Policy,
@@ -222,7 +241,10 @@ def questions(config: ml_collections.ConfigDict, student: policies.Policy) -> li
 def make_learn(config: ml_collections.ConfigDict, student: policies.Policy, update: Callable,
                messages: dict[str, chat.Messages], mesh: Mesh,
                workdir: str) -> Callable[..., tuple[TrainState, dict[str, float]]]:
-  """The updates of an epoch: (state, kept triples, epoch, go_on) -> (state, means of metrics)."""
+  """The updates of an epoch: (state, kept triples, epoch, go_on) -> (state, means of metrics).
+
+  The last batch of a pass has what is left, and is an update like the others.
+  """
   tokenizer, spread = student.tokenizer, sharding.of_batch(mesh)
   compares = config.loss.surrogate in divergences.KINDS
   guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
@@ -233,22 +255,24 @@ def make_learn(config: ml_collections.ConfigDict, student: policies.Policy, upda
             go_on: Callable[[], None]) -> tuple[TrainState, dict[str, float]]:
     frozen = jax.tree.map(jnp.copy, state.params) if compares else None  # training donates them
     constants = (head(frozen),) if compares else None
-    found = []
+    found, rows = [], []
     for here in minibatches(config, kept, epoch):
       go_on()
       batch = jax.device_put(as_batch(config, tokenizer, messages, here), spread)
+      metrics: dict[str, float] = {}
       if compares:
         made = [shown(tokenizer, messages[x["prompt"]], x) for x in here]
-        made += made[-1:] * (config.triples - len(made))
-        batch, metrics = read_behind(frozen, batch, made)
+        filler = made[-1]._replace(shown=())  # gains nothing, so it is not read
+        batch, metrics = read_behind(frozen, batch, made + [filler] * (config.triples - len(made)))
+        metrics |= contexts.metrics(made)
       state, learned = update(state, batch, constants)
       train_state.check_finite(learned, batch, workdir, epoch + 1,
                                [x["prompt"] for x in here] if guarded else None)
-      found.append({name: float(x) for name, x in jax.device_get(learned).items()}
-                   | (metrics if compares else {}))
-    names = found[0].keys()
-    return state, {name: float(np.mean([x[name] for x in found])) for name in names} | {
-        "update/count": float(len(found))}
+      found.append({name: float(x) for name, x in jax.device_get(learned).items()} | metrics)
+      rows.append(len(here))
+    # By triples: the last batch of a pass may have fewer.
+    return state, {name: float(np.average([x[name] for x in found], weights=rows))
+                   for name in found[0]} | {"update/count": float(len(found))}
 
   return learn
 
@@ -322,8 +346,10 @@ def formula(config: ml_collections.ConfigDict) -> str:
   who = {"": config.critic.source, "self": "the student itself", "none": "nobody"}[config.control]
   checks = {"both": "refinement right and rubric", "outcome": "refinement right",
             "rubric": "rubric", "none": "all"}[config.filter]
-  return (f"objective: {objective.formula(config)};  q is the student at the epoch's beginning, "
-          f"shown the critique;  critiques by {who}, kept: {checks}")
+  shown = ";  q is the student at the epoch's beginning, shown the critique"
+  return (f"objective: {objective.formula(config)}"
+          + (shown if config.loss.surrogate in divergences.KINDS else ", of refinements")
+          + f";  critiques by {who}, kept: {checks}")
 
 
 def conclude(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,

@@ -148,7 +148,7 @@ def make_summarize(config: ml_collections.ConfigDict, student: policies.Policy,
                    mesh: Mesh) -> Callable[[Any, Array, Sequence[str]], list[str]]:
   """A function (params, key, texts) -> summaries: the student's own, as it is now, greedily.
 
-  A peer whose summary is empty or whose text is too long to be read is left out.
+  A peer whose summary is empty or cut off, or whose text is too long to be read, is left out.
   """
   rollout = ml_collections.ConfigDict(config.rollout.to_dict() | dict(
       max_prompt=config.context.budget, prompt_buckets=tuple(config.context.buckets),
@@ -158,7 +158,7 @@ def make_summarize(config: ml_collections.ConfigDict, student: policies.Policy,
 
   def summarize(params: Any, key: Array, texts: Sequence[str]) -> list[str]:
     said = respond(params, [chat.summary_request(text) for text in texts], key)
-    return [x.text if x else "" for x in said]
+    return [x.text if x and x.ended else "" for x in said]
 
   return summarize
 
