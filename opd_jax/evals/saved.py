@@ -16,6 +16,7 @@ class Group(NamedTuple):
   answer: str              # the ground truth
   responses: list[str]
   rewards: list[float]     # in [0, 1], of which 1 is a success
+  ended: list[bool]        # False: cut off by the length limit
 
 
 def names(workdir: str) -> list[str]:
@@ -46,7 +47,7 @@ def read(workdir: str, name: str) -> list[Group]:
                      "those of guarded data are not kept")
   rows = _rows(folder, [record["id"] for record in records])
   return [Group(record["id"], json.loads(row["messages"]), row["answer"], record["texts"],
-                record["rewards"]) for record, row in zip(records, rows)]
+                record["rewards"], record["ended"]) for record, row in zip(records, rows)]
 
 
 def _rows(folder: pathlib.Path, ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -84,11 +84,12 @@ def score(config: ml_collections.ConfigDict, policy: policies.Policy, groups: Gr
       settings, tokenizer, keys.at(keys.root(config.seed), "context"))
   if name == "plain":  # which gains nothing, and is read nevertheless
     made = [context._replace(shown=(contexts.Part("none", "", 0, 0),)) for context in made]
-  responses = [[*tokenizer.encode(text), tokenizer.end_id] for group in groups
-               for text in group.responses]
+  # The end is a token like others, where there was one.
+  responses = [[*tokenizer.encode(text), *[tokenizer.end_id] * ended] for group in groups
+               for text, ended in zip(group.responses, group.ended)]
   asked = [tokenizer.encode_chat(group.prompt) for group in groups for _ in group.responses]
   fits = [i for i in range(len(made)) if made[i].shown and not made[i].dropped
-          and len(responses[i]) <= config.rollout.max_response
+          and 1 <= len(responses[i]) <= config.rollout.max_response
           and len(made[i].ids) <= config.context.budget
           and len(asked[i]) <= config.rollout.max_prompt]
   found, rows = np.full(len(made), np.nan), config.eval.batch * size

@@ -53,7 +53,8 @@ def levenshtein(a, b):
 
 
 def group(responses, rewards, name="p"):
-  return Group(name, [{"role": "user", "content": "?"}], "", list(responses), list(rewards))
+  return Group(name, [{"role": "user", "content": "?"}], "", list(responses), list(rewards),
+               [True] * len(responses))
 
 
 class TextTest(parameterized.TestCase):

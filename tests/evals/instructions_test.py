@@ -16,7 +16,8 @@ QUOTED = {"id": "startend:quotation", "kwargs": {}}
 
 
 def group(wanted, *responses):
-  return Group("x", [], json.dumps(wanted), list(responses), [0.0] * len(responses))
+  return Group("x", [], json.dumps(wanted), list(responses), [0.0] * len(responses),
+               [True] * len(responses))
 
 
 class AccuraciesTest(absltest.TestCase):

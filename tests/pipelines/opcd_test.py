@@ -165,6 +165,8 @@ class KindsTest(parameterized.TestCase):
 
   @parameterized.parameters("self", "none")
   def test_controls_have_no_critic(self, control):
+    self.assertIn({"self": "the student itself", "none": "nobody"}[control], opcd.formula(
+        tiny(control=control, critic=dict(source=""))))
     workdir = self.create_tempdir().full_path
     rubric = self.create_tempfile(content=RUBRIC).full_path
     run(tiny(total_steps=1, control=control, critic=dict(source=""), filter="both",
@@ -203,6 +205,24 @@ class KindsTest(parameterized.TestCase):
     cases = [dict(outcome=o, rubric=r) for o in (True, False) for r in (True, False)]
     self.assertEqual([critiques.passes(name, case) for case in cases], wanted)
 
+  def test_metrics_of_a_table_made_by_hand(self):
+    row = lambda reward, outcome, judged, refinement="x", problem="": dict(
+        reward=reward, outcome=outcome, judge=judged, refinement=refinement, problem=problem,
+        rubric=bool(judged and judged[0] > judged[1]), ended=True, kept=outcome)
+    found = critiques.metrics([
+        row(0.0, True, (-1.0, -2.0)),              # repaired; the judge says yes, by 1
+        row(0.0, False, (-2.0, -1.0)),             # no, by 1
+        row(0.0, False, (-1.0, -3.0)),             # yes, by 2, and wrongly
+        row(1.0, True, (-1.0, -1.0)),              # neither
+        row(1.0, False, None, None, "cut off")])   # never refined, so not spoiled
+    self.assertAlmostEqual(found["refine/repaired"], 1 / 3)
+    self.assertEqual(found["refine/spoiled"], 0.0)
+    self.assertAlmostEqual(found["refine/outcome"], 2 / 5)
+    self.assertAlmostEqual(found["critique/unusable"], 1 / 5)
+    self.assertAlmostEqual(found["judge/yes"], 2 / 4)
+    self.assertAlmostEqual(found["judge/undecided"], 1 / 4)
+    self.assertAlmostEqual(found["judge/auc"], 0.5)  # 1 > -1, 1 < 2, 0 > -1, 0 < 2
+
   @parameterized.parameters((10, 4, 0, [4, 4, 2]), (10, 4, 2, [4, 4]), (5, 4, 5, [4, 1, 4, 1, 4]))
   def test_minibatches(self, kept, triples, updates, sizes):
     config = tiny(triples=triples, updates=updates)
@@ -223,6 +243,11 @@ class KindsTest(parameterized.TestCase):
       (dict(control="self"), "asks no critic, and critic.source 'tiny:weak'"),
       (dict(critic=dict(source="")), "name a critic, or set control='self'"),
       (dict(optimizer=dict(schedule="linear")), "set 'constant'"),
+      (dict(teacher=dict(source="tiny:weak")), "teacher.source is 'tiny:weak', which has no effect"),
+      (dict(loss=dict(updates_per_batch=2)), "loss.updates_per_batch is 2, which has no effect"),
+      (dict(ema=dict(rate=0.1)), "ema.rate is 0.1, which has no effect"),
+      (dict(refine=dict(temperature=-1.0)), "refine.temperature"),
+      (dict(critique=dict(top_p=7.0)), "critique.top_p"),
       (dict(loss=dict(surrogate="clipped")), "what a critique changes is learned with"),
       (dict(context=dict(budget=20)), "context.budget is 20 tokens, but a prompt alone"),
       (dict(questions=21), "has 20 questions .* `questions` asks for 21"))

@@ -220,6 +220,8 @@ class RunTest(absltest.TestCase):
     self.assertEqual(found, want)
     solved = [line["rollout/ever_solved"] for line in want if "rollout/ever_solved" in line]
     self.assertEqual(solved, sorted(solved))
+    best = [line["rollout/reward"] > 0 for line in want if "rollout/reward" in line]
+    self.assertEqual(solved[-1] > 0, any(best))
     for name, value in weights.items():
       np.testing.assert_array_equal(again[name], value, name)
 

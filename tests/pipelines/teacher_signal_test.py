@@ -33,7 +33,7 @@ class TeacherSignalTest(parameterized.TestCase):
     super().setUpClass()
     cls.source = cls().create_tempdir().full_path
     config = configs.evaluate(
-        data=DATA, rollout=dict(max_prompt=40, max_response=64), writers=("jsonl",),
+        data=DATA, rollout=dict(max_prompt=40, max_response=40), writers=("jsonl",),
         eval=dict(prompts=6, batch=6, samples=4, ks=(1,)))
     main.remember(config, cls.source)
     evaluate.run(config, cls.source)
@@ -53,15 +53,17 @@ class TeacherSignalTest(parameterized.TestCase):
            for i, x in enumerate(groups)],
           contexts.Settings(280, name), tokenizer, keys.at(keys.root(0), "context"))
       texts = [text for group in groups for text in group.responses]
-      for i, (context, text, value) in enumerate(zip(made, texts, found.ravel())):
+      ends = [ended for group in groups for ended in group.ended]
+      for i, (context, text, ended, value) in enumerate(zip(made, texts, ends, found.ravel())):
         if name != "plain" and not context.shown:
           self.assertTrue(np.isnan(value))
           continue
-        response = [*tokenizer.encode(text), tokenizer.end_id]
+        response = [*tokenizer.encode(text), *([tokenizer.end_id] if ended else [])]
         pair = batches.pair([context.ids], [response], 280, 64, tokenizer.pad_id)
         logprobs = np.asarray(ask(policy.model, policy.params, pair)[0][0])[:len(response)]
         self.assertAlmostEqual(value, logprobs.mean(), delta=2e-5, msg=f"{name} {i}")
     self.assertFalse(np.isnan(scores["plain"]).any())
+    self.assertTrue(any(ends) and not all(ends))  # both kinds are there
 
   def test_a_run_gives_a_table_and_a_picture(self):
     workdir = self.create_tempdir().full_path
