@@ -5,8 +5,8 @@
 
 Forms: full (the default), tiny:weak on worked critiques of the arithmetic task, 2 CPU cores; quick
 and smoke, the same in seconds; paper, Phi-4-mini on the half of the alignment data that the strong
-model never sees (critic.jsonl), learning rate 1e-6 and the checkpoint of step 40; what its evaluation
-counts says nothing of critiques.
+model never sees (critic.jsonl), learning rate 1e-6 and the checkpoint of step 40; what its
+evaluation counts says nothing of critiques.
 """
 
 from opd_jax import config as configs
@@ -34,7 +34,8 @@ def get_config(arg=""):
       data=dict(builder="arithmetic", builder_kw=dict(
           train=20_000 if full else 200, test=256, mix=dict(critic=1.0), seed=13)),
       rollout=dict(max_prompt=200, max_response=96),
-      batch=dict(tokens=6144 if full else 1200, buckets=(160, 256, 400), chunk=2048 if full else 64),
+      batch=dict(tokens=6144 if full else 1200, buckets=(160, 256, 400),
+                 chunk=2048 if full else 64),
       optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=20, b2=0.98),
       eval=dict(prompts=128 if full else 4, batch=32 if full else 4),
       log_every=20 if full else 1,

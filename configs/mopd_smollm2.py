@@ -23,7 +23,8 @@ def get_config(arg=""):
   return configs.peers(
       total_steps={"": 200, "quick": 3, "smoke": 2}[form],
       student=dict(source="tiny:student" if smoke else "smollm2"),
-      model=dict(compute_dtype="float32" if smoke else "bfloat16", remat="dots" if small else "full"),
+      model=dict(compute_dtype="float32" if smoke else "bfloat16",
+                 remat="dots" if small else "full"),
       data=dict(builder="jsonl", builder_kw=dict(
           train=os.path.join(data, "train.jsonl"), test=os.path.join(data, "test_half.jsonl"),
           question="question", choices="choices", answer="answer", task="arc_easy",

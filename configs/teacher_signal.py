@@ -7,7 +7,8 @@ Every saved response of a run is scored by `student` behind what its peers wrote
 picture are left in the workdir. Without a run the student answers questions first. To score by the
 trained model, name it: --config.student.source=workdir:runs/mopd.
 
-Forms: full (the default), the tiny student on 128 questions with 8 answers each, 2 CPU cores; smoke.
+Forms: full (the default), the tiny student on 128 questions with 8 answers each, 2 CPU cores;
+smoke.
 """
 
 from opd_jax import config as configs

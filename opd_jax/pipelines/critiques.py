@@ -82,8 +82,9 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
   def criticize(here: slice, key: jax.Array) -> list[Row]:
     if cast.criticize is None:
       return [dict(critique="", problem="")] * (here.stop - here.start)
-    found = cast.criticize(critic, [chat.critique_request(messages[i // group], answers[i]["answer"])
-                                    for i in range(here.start, here.stop)], key)
+    found = cast.criticize(critic, [
+        chat.critique_request(messages[i // group], answers[i]["answer"])
+        for i in range(here.start, here.stop)], key)
     return [dict(critique=x.text if x else "", problem=_problem(x)) for x in found]
 
   critiques = stage(1, "critiques", criticize)
@@ -141,7 +142,8 @@ def _problem(response: Any) -> str:
 def without_texts(triple: Row) -> Row:
   """What may be left of a triple of guarded data: its ids and numbers."""
   return {name: triple[name] for name in (
-      "epoch", "prompt", "chain", "ended", "reward", "problem", "outcome", "judge", "rubric", "kept")}
+      "epoch", "prompt", "chain", "ended", "reward", "problem", "outcome", "judge", "rubric",
+      "kept")}
 
 
 def metrics(triples: Sequence[Row]) -> dict[str, float]:

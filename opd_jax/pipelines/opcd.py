@@ -145,7 +145,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(map(repr, known))}")
   for key, found, wanted in (
       ("teacher.source", config.teacher.source, ""), ("teachers", len(config.teachers), 0),
-      ("reference.source", config.reference.source, ""), ("teacher_cache", config.teacher_cache, ""),
+      ("reference.source", config.reference.source, ""),
+      ("teacher_cache", config.teacher_cache, ""),
       ("student_share", config.student_share, 1.0), ("ema.rate", config.ema.rate, 0.0),
       ("loss.updates_per_batch", loss.updates_per_batch, 1),
       ("loss.reference_kl", loss.reference_kl, 0.0)):
@@ -154,8 +155,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   if jax.process_count() > 1:
     raise ValueError(f"OPCD runs in one process so far, and here are {jax.process_count()}")
   if loss.surrogate not in divergences.KINDS and loss.signal != "verified":
-    raise ValueError(f"loss.surrogate is {loss.surrogate!r} and loss.signal {loss.signal!r}; what a "
-                     "critique changes is learned with loss.surrogate='reverse_kl' (or another of "
+    raise ValueError(f"loss.surrogate is {loss.surrogate!r} and loss.signal {loss.signal!r}; what "
+                     "a critique changes is learned with loss.surrogate='reverse_kl' (or another of "
                      f"{', '.join(divergences.KINDS)}), refinements with loss.signal='verified'")
   asks = config.filter in ("both", "rubric")
   if asks != bool(config.rubric):
@@ -335,8 +336,8 @@ def refuse_second(workdir: str, epoch: int) -> None:
   if epoch and not any(x["kept"] for x in read(workdir, epoch - 1)):
     raise ValueError(
         f"epochs {epoch} and {epoch + 1} kept no critique. What was said is in "
-        f"{folder(workdir, epoch) / critiques.TRIPLES}: if hardly a refinement is right, ask easier "
-        "questions or more answers each (rollout.group_size); if the judge says no to all, change "
+        f"{folder(workdir, epoch) / critiques.TRIPLES}: if hardly a refinement is right, ask "
+        "easier questions or more answers each (rollout.group_size); if the judge says no to all, change "
         "the rubric, the judge, or set filter='outcome'; if critiques are cut off, raise "
         "critique.max_response")
 

@@ -243,7 +243,7 @@ class KindsTest(parameterized.TestCase):
       (dict(control="self"), "asks no critic, and critic.source 'tiny:weak'"),
       (dict(critic=dict(source="")), "name a critic, or set control='self'"),
       (dict(optimizer=dict(schedule="linear")), "set 'constant'"),
-      (dict(teacher=dict(source="tiny:weak")), "teacher.source is 'tiny:weak', which has no effect"),
+      (dict(teacher=dict(source="tiny:weak")), "teacher.source is 'tiny:weak', which has no"),
       (dict(loss=dict(updates_per_batch=2)), "loss.updates_per_batch is 2, which has no effect"),
       (dict(ema=dict(rate=0.1)), "ema.rate is 0.1, which has no effect"),
       (dict(refine=dict(temperature=-1.0)), "refine.temperature"),
