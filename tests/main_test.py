@@ -81,7 +81,7 @@ class WorkdirTest(absltest.TestCase):
       pass
 
   def test_an_unknown_pipeline_names_the_nearest(self):
-    with self.assertRaisesRegex(ValueError, "one of opd, peers, sft.*'evaluate'"):
+    with self.assertRaisesRegex(ValueError, "one of opd, peers, opcd, sft.*'evaluate'"):
       main.pick("evaluat")
 
 
