@@ -206,6 +206,27 @@ def context_use(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def critique_refine(**changes: Any) -> ConfigDict:
+  """Config of the study of weak critics at inference time (pipelines/critique_refine.py).
+
+  Of `eval`, samples are the chains of a prompt, and temperature, top_k and top_p draw answers.
+  """
+  return _changed(dict(
+      **_common(),
+      pipeline="critique_refine",
+      critic=_policy("tiny:weak"),   # W, who criticizes; S, who answers, is the student
+      critique=ConfigDict(dict(
+          temperature=0.0,
+          top_k=0,
+          top_p=1.0,
+          max_response=96,           # tokens of a critique; one that goes on is cut off
+      )),
+      refinement=ConfigDict(dict(temperature=1.0, top_k=0, top_p=1.0)),
+      reuse_critiques=True,          # also: one critique for all answers, the best, any, the worst
+      remove_thinking=True,          # <think> from answers and critiques before they are shown
+  ), changes)
+
+
 def claims(**changes: Any) -> ConfigDict:
   """Config of the measurement of a paper's claims (pipelines/claims.py)."""
   return _changed(dict(
@@ -345,7 +366,7 @@ POSITIVE = (
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
     "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers",
-    "continuations", "context.budget")
+    "continuations", "context.budget", "critique.max_response")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
@@ -353,7 +374,9 @@ NOT_NEGATIVE = (
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
     "loss.reference_kl", "loss.clipped.high", "minutes",
-    "after.drop_layers_every", "after.alpha", "context.tokens")
+    "after.drop_layers_every", "after.alpha", "context.tokens", "critic.drop_layers_every",
+    "critic.alpha", "critique.temperature", "critique.top_k", "refinement.temperature",
+    "refinement.top_k")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
 SHARES = ("cuts", "parts")
@@ -370,7 +393,8 @@ def validate(config: ConfigDict) -> None:
     _check(config, key, lambda x: x >= 0, "0 or more")
   _check(config, "student_share", lambda x: 0 <= x <= 1, "at least 0 and at most 1")
   _check(config, "teacher_memory", lambda x: x in ("device", "host"), "'device' or 'host'")
-  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction", "trust"):
+  for key in ("rollout.top_p", "eval.top_p", "critique.top_p", "refinement.top_p",
+              "loss.position.fraction", "trust"):
     _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
   for key in ("ema.rate", "loss.clipped.low"):
     _check(config, key, lambda x: 0 <= x < 1, "at least 0 and less than 1")
@@ -389,7 +413,7 @@ def validate(config: ConfigDict) -> None:
         except ValueError as error:
           raise ValueError(f"{where}.{name}: {error}") from error
     return
-  for who in ("student", "teacher", "reference", "after"):
+  for who in ("student", "teacher", "reference", "after", "critic"):
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
                        f"{who}.base; name the source to extrapolate from, or leave it at 1")

@@ -99,8 +99,9 @@ def remember(config: Any, workdir: str) -> None:
 
 def _has_results(workdir: pathlib.Path) -> bool:
   lines = workdir / "metrics.jsonl"
-  runs = "checkpoints/[0-9]*", "runs/*/checkpoints/[0-9]*"  # its own, those of a study
-  return (any(any(workdir.glob(pattern)) for pattern in runs)
+  # Its own, those of a study, and the stages of one that samples.
+  left = "checkpoints/[0-9]*", "runs/*/checkpoints/[0-9]*", "chains/*.jsonl"
+  return (any(any(workdir.glob(pattern)) for pattern in left)
           or lines.is_file() and lines.stat().st_size > 0)
 
 
