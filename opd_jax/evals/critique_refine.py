@@ -150,7 +150,7 @@ def report(results: Results) -> None:
       ("any of the first k chains right, % [95% interval]", "means", ""),
       ("differences, points [95% interval]", "differences", "+")):
     progress.table(title, ["", *names], [
-        [method, *(_cell(found[name], sign) for name in names)]
+        [method.replace(" - ", "\n- "), *(_cell(found[name], sign) for name in names)]
         for method, found in results[what].items()])
   for line in notes(results):
     progress.note(line)
@@ -225,4 +225,4 @@ def _cell(one: Mapping[str, Any], sign: str) -> str:
   if one["low"] is None:
     return f"{100 * one['mean']:{sign}.1f}"
   return (f"{100 * one['mean']:{sign}.1f}\n"
-          f"[{100 * one['low']:{sign}.0f}, {100 * one['high']:{sign}.0f}]")
+          f"[{100 * one['low']:{sign}.0f},{100 * one['high']:{sign}.0f}]")

@@ -303,7 +303,8 @@ def check_weights(folder: pathlib.Path, name: str, fingerprint: str) -> None:
   Raises: ValueError if the stages in `folder` were made with others of this name.
   """
   path = folder / "models.json"
-  known = json.loads(path.read_text()) if path.is_file() else {}
+  begun = any(file.stat().st_size for file in folder.glob("*.jsonl"))
+  known = json.loads(path.read_text()) if begun and path.is_file() else {}
   if known.setdefault(name, fingerprint) != fingerprint:
     raise ValueError(f"the {name}'s weights are not those that the chains in {folder} were begun "
                      "with; put them back, or choose another workdir")
