@@ -421,7 +421,7 @@ def validate(config: ConfigDict) -> None:
     raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
                      f"{config.eval.samples}")
   if config.pipeline == "critique_refine" and not config.eval.ks:
-    raise ValueError("eval.ks is (); name the k of the table's columns, for example (1, 2, 4, 8, 16)")
+    raise ValueError("eval.ks is (); name the k of the table's columns, say (1, 2, 4, 8, 16)")
   for what in ("prompt", "response"):
     buckets, longest = config.rollout[f"{what}_buckets"], config.rollout[f"max_{what}"]
     if any(length > longest for length in buckets):

@@ -257,9 +257,9 @@ def read_prompts(config: ml_collections.ConfigDict, folder: pathlib.Path) -> lis
   known = stages.read(folder / "answers.jsonl")[::config.eval.samples]
   for row, other in zip(rows, known):
     if row["id"] != other["prompt"]:
-      raise ValueError(f"the chains in {folder} are of other prompts ({other['prompt']!r} where the "
-                       f"data has {row['id']!r} now): the data has changed since; choose another "
-                       "workdir")
+      raise ValueError(f"the chains in {folder} are of other prompts ({other['prompt']!r} where "
+                       f"the data has {row['id']!r} now): the data has changed since; choose "
+                       "another workdir")
   return rows
 
 

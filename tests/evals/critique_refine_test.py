@@ -136,7 +136,8 @@ class StudyTest(absltest.TestCase):
     self.assertEqual(self.results["tokens"]["critiques"], 5.0)
     notes = "\n".join(critique_refine.notes(self.results))
     self.assertIn("turned 16.7% of the answers from wrong to right, 16.7% from right", notes)
-    self.assertIn("no best critique among the first k, so any: 3 of 3 prompts at k=1, 2 of 3", notes)
+    self.assertIn("no best critique among the first k, so any: 3 of 3 prompts at k=1, 2 of 3 prom",
+                  notes)
     self.assertIn("critiques: 1 of 6 cut off", notes)
     self.assertNotIn("answers: ", notes.split("\n")[-1])
 

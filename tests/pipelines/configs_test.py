@@ -36,7 +36,7 @@ class SmokeTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     main.pick(config.pipeline).run(config, workdir)
     left = set(os.listdir(workdir))
-    if config.pipeline in ("context_use", "position_bias"):
+    if config.pipeline in ("context_use", "position_bias", "critique_refine"):
       self.assertContainsSubset({f"{config.pipeline}.json"}, left)
       return
     self.assertContainsSubset({"metrics.jsonl", "eval", "samples", "tensorboard"}, left)
