@@ -150,7 +150,7 @@ def report(results: Results) -> None:
       ("any of the first k chains right, % [95% interval]", "means", ""),
       ("differences, points [95% interval]", "differences", "+")):
     progress.table(title, ["", *names], [
-        [method.replace(" - ", "\n- "), *(_cell(found[name], sign) for name in names)]
+        [_label(method), *(_cell(found[name], sign) for name in names)]
         for method, found in results[what].items()])
   for line in notes(results):
     progress.note(line)
@@ -219,6 +219,11 @@ def transcript(stages: Mapping[str, Rows], place: int) -> str:
     reward = f", reward {row['reward']:g}" if "reward" in row else ""
     parts.append(f"--- {name}, {row['how']}{reward}\n{row['text']}")
   return "\n".join(parts)
+
+
+def _label(name: str) -> str:
+  """A method as it is; a difference on two lines, without what both sides share."""
+  return name.replace("S + ", "").replace(" - ", "\n- ") if " - " in name else name
 
 
 def _cell(one: Mapping[str, Any], sign: str) -> str:
