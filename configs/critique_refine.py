@@ -33,7 +33,7 @@ def get_config(arg=""):
         rollout=dict(max_prompt=8192, prompt_buckets=(1024, 4096), max_response=30_000, slots=64,
                      kv_dtype="bfloat16"),
         critique=dict(temperature=0.0, max_response=16_384),
-        refinement=dict(temperature=0.6, top_k=20, top_p=0.95),
+        refine=dict(temperature=0.6, top_k=20, top_p=0.95),
         reuse_critiques=False,  # the paper selects critiques for Phi-4 alone
         verifier=dict(name="math_answer"),
         eval=dict(prompts=60, batch=4, samples=16, ks=ks, temperature=1.0, top_k=20, top_p=0.95),

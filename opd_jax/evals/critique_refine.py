@@ -212,8 +212,11 @@ def transcript(stages: Mapping[str, Rows], place: int) -> str:
   Args:
     stages: name -> rows.
     place: of the chain among all rows of a stage.
+  Raises: ValueError if the rows have no texts.
   """
   parts = []
+  if "text" not in stages["answers"][place]:
+    raise ValueError("these chains have no texts; those of guarded data are not kept")
   for name in ("answers", "critiques", "refinements"):
     row = stages[name][place]
     reward = f", reward {row['reward']:g}" if "reward" in row else ""

@@ -19,6 +19,9 @@ A row has the `prompt`'s id, its `chain`, the `text` as sampled, the number of i
 What did not come about is empty, but instead of a refinement the answer stands: S refining without
 a critique would be another method. All chains count.
 
+Of guarded data the rows reach the disk without their texts, and only when all stages are made: the
+table comes from them as well, but such a run cannot go on in the middle.
+
 S and W talk in text, each in its own tokenizer and chat template; a question is taken if S has
 room for it. Responses are verified whole, thoughts included, as in every evaluation.
 """
@@ -33,7 +36,7 @@ from jax.sharding import Mesh
 import ml_collections
 
 from opd_jax import keys, progress, sharding, verifiers
-from opd_jax.data import chat
+from opd_jax.data import builders, chat
 from opd_jax.evals import critique_refine
 from opd_jax.pipelines import evaluation
 from opd_jax.pipelines import policy as policies
@@ -91,6 +94,12 @@ def ks(config: ml_collections.ConfigDict) -> list[int]:
   return sorted(set(config.eval.ks))
 
 
+def sizes(config: ml_collections.ConfigDict) -> dict[str, int]:
+  """The stages of a run in their order: name -> rows a prompt."""
+  each = {name: config.eval.samples for name in STAGES[:4]}
+  return each | {name: sum(ks(config)) for name in STAGES[4:] if config.reuse_critiques}
+
+
 def sample(config: ml_collections.ConfigDict, workdir: str, mesh: Mesh,
            verify: verifiers.Verify) -> dict[str, list[Row]]:
   """All rows of every stage; those that are not on disk are made and left there.
@@ -105,12 +114,17 @@ def sample(config: ml_collections.ConfigDict, workdir: str, mesh: Mesh,
   strong, weak = (speaker(config, name, folder, mesh) for name in ("student", "critic"))
   prompts = functools.cache(lambda: read_prompts(config, folder))
   show = chat.without_thinking if config.remove_thinking else lambda text: text
+  path = lambda name: folder / f"{name}.jsonl"
+  totals = {name: config.eval.prompts * each for name, each in sizes(config).items()}
+  # Without texts a stage is of no use to the next, so it is all of them or none.
+  in_memory = builders.is_guarded(config.data.builder, config.data.builder_kw) and any(
+      len(stages.read(path(name))) != total for name, total in totals.items())
   found: dict[str, list[Row]] = {}
 
-  def stage(name: str, each: int, make: Callable[[slice, list[Row], jax.Array], list[Row]]) -> None:
-    """Fills in a stage of `each` rows a prompt; `make` has places, the data's rows, and a key."""
+  def stage(name: str, make: Callable[[slice, list[Row], jax.Array], list[Row]]) -> None:
+    """Fills in a stage; `make` is given places, the data's rows of these, and a key."""
     stream = keys.at(keys.root(config.eval.seed), "eval", STAGES.index(name))
-    total = config.eval.prompts * each
+    each, total = sizes(config)[name], totals[name]
 
     def block(start: int, stop: int) -> list[Row]:
       rows = [row for row in prompts()[start // each:stop // each] for _ in range(each)]
@@ -118,24 +132,30 @@ def sample(config: ml_collections.ConfigDict, workdir: str, mesh: Mesh,
       progress.note(f"{name}: {stop} of {total}")
       return made
 
-    found[name] = stages.rows(folder / f"{name}.jsonl", total, config.eval.batch * each, block)
+    found[name] = stages.rows(None if in_memory else path(name), total, config.eval.batch * each,
+                              block)
 
   number = lambda rows: [{"prompt": row["id"], "chain": i % chains} for i, row in enumerate(rows)]
   to = lambda speak, how, key: lambda conversations: speak(how, conversations, key)
-  stage("answers", chains, lambda where, rows, key: answer(
+  stage("answers", lambda where, rows, key: answer(
       number(rows), rows, to(strong, "eval", key), verify))
-  stage("weak_answers", chains, lambda where, rows, key: answer(
+  stage("weak_answers", lambda where, rows, key: answer(
       number(rows), rows, to(weak, "eval", key), verify))
-  stage("critiques", chains, lambda where, rows, key: criticize(
+  stage("critiques", lambda where, rows, key: criticize(
       number(rows), rows, found["answers"][where], to(weak, "critique", key), show))
-  stage("refinements", chains, lambda where, rows, key: refine(
+  stage("refinements", lambda where, rows, key: refine(
       number(rows), rows, found["answers"][where], found["critiques"][where],
-      to(strong, "refinement", key), show, verify))
+      to(strong, "refine", key), show, verify))
   for kind in critique_refine.KINDS if config.reuse_critiques else ():
     heads = select(config, found, kind)
-    stage(f"selected_{kind}", sum(ks(config)), lambda where, rows, key: reuse(
+    stage(f"selected_{kind}", lambda where, rows, key: reuse(
         heads[where], rows, found, found.get("selected_random", [])[where],
-        to(strong, "refinement", key), show, verify))
+        to(strong, "refine", key), show, verify))
+  if in_memory:
+    for name, rows in found.items():
+      bare = [{key: value for key, value in row.items() if key != "text"} for row in rows]
+      path(name).unlink(missing_ok=True)
+      stages.rows(path(name), len(bare), len(bare), lambda start, stop: bare)
   return found
 
 

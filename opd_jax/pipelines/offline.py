@@ -42,6 +42,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     stack.enter_context(jax.set_mesh(mesh))
     source = builders.open_source(config.data.builder, config.data.builder_kw,
                                   config.data.train_split, config.data.cache)
+    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+    if guarded and config.tokenizer_vocab:
+      raise ValueError(f"tokenizer_vocab is {config.tokenizer_vocab}, but the words of the guarded "
+                       f"data set {config.data.builder!r} must not reach the disk; set it to 0")
     tokenizer = learn_tokenizer(source, config.tokenizer_vocab) if config.tokenizer_vocab else None
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh, tokenizer)
     policies.describe(student, workdir)
@@ -83,7 +87,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       state, metrics = train_step(state, batch, None)
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
-      previous = (metrics, batch, workdir, step + 1)
+      ids = [row["id"] for row in rows if row] if guarded else None
+      previous = (metrics, batch, workdir, step + 1, ids)
       tokens += sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows if row)
       done = step + 1
       if done % config.log_every == 0 or done == config.total_steps:

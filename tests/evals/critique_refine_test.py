@@ -182,6 +182,8 @@ class StudyTest(absltest.TestCase):
     self.assertEqual(critique_refine.transcript(table(), 3), "\n".join([
         "--- answers, ended, reward 0", "x", "--- critiques, ended", "x",
         "--- refinements, ended, reward 1", "x"]))
+    with self.assertRaisesRegex(ValueError, "have no texts; those of guarded data"):
+      critique_refine.transcript({"answers": [{"prompt": "a", "reward": 1.0}]}, 0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax
 
 from opd_jax import config as configs
 from opd_jax import keys, main, progress, sharding, verifiers
-from opd_jax.data import chat
+from opd_jax.data import builders, chat
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.builders.arithmetic import chains
 from opd_jax.evals import critique_refine as evals
@@ -85,7 +85,7 @@ class StagesTest(ScriptedTest):
     workdir, calls = self.run_scripted()
     self.assertEqual([call[:2] for call in calls[:12]],
                      [("student", "eval")] * 3 + [("critic", "eval")] * 3
-                     + [("critic", "critique")] * 3 + [("student", "refinement")] * 3)
+                     + [("critic", "critique")] * 3 + [("student", "refine")] * 3)
     asked = lambda first: [messages for call in calls[first:first + 3] for messages in call[2]]
     found = critique_refine.read(workdir)
     self.assertEqual(asked(0), asked(3))
@@ -169,6 +169,26 @@ class StagesTest(ScriptedTest):
     self.assertEqual(picture.read_bytes()[:4], b"\x89PNG")
     self.assertEqual(json.loads(want)["means"]["S only"]["pass@4"]["prompts"], PROMPTS)
 
+  def test_of_guarded_data_ids_and_numbers_are_left_and_make_the_table(self):
+    plain, calls = self.run_scripted()
+    with mock.patch.object(builders, "is_guarded", return_value=True):
+      workdir = self.create_tempdir().full_path
+      with self.assertRaises(Killed):
+        self.run_scripted(workdir=workdir, dies_at=len(calls) - 1)
+      self.assertFalse(critique_refine.chains_of(workdir).exists())
+      _, again = self.run_scripted(workdir=workdir)  # from the beginning
+      self.assertLen(again, len(calls))
+      left = critique_refine.read(workdir)
+      for name, rows in critique_refine.read(plain).items():
+        self.assertEqual(left[name], [{key: x for key, x in row.items() if key != "text"}
+                                      for row in rows])
+      critique_refine.chains_of(workdir).joinpath("selected_worst.jsonl").unlink()
+      self.assertLen(self.run_scripted(workdir=workdir)[1], len(calls))  # a stage needs the others
+      _, none = self.run_scripted(workdir=workdir)
+      self.assertEmpty(none)
+    self.assertEqual(*(pathlib.Path(where, "critique_refine.json").read_text()
+                       for where in (plain, workdir)))
+
   def test_without_reuse_there_are_four_stages(self):
     workdir, calls = self.run_scripted(reuse_critiques=False)
     self.assertEqual(tuple(critique_refine.read(workdir)), critique_refine.STAGES[:4])
@@ -189,7 +209,7 @@ class BadCritiqueTest(ScriptedTest):
 
     workdir, calls = self.run_scripted(say, **changes)
     return critique_refine.read(workdir), [
-        messages for name, how, conversations in calls if how == "refinement"
+        messages for name, how, conversations in calls if how == "refine"
         for messages in conversations]
 
   def stands(self, found, how):
@@ -333,7 +353,7 @@ class ModelsTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(critique=dict(max_response=0)), "critique.max_response is 0; it must be at least 1"),
       (dict(critique=dict(top_p=0.0)), "critique.top_p is 0.0"),
-      (dict(refinement=dict(temperature=-1.0)), "refinement.temperature is -1.0"),
+      (dict(refine=dict(temperature=-1.0)), "refine.temperature is -1.0"),
       (dict(eval=dict(ks=(8,))), "eval.samples >= 8, found 4"),
       (dict(eval=dict(ks=())), r"eval.ks is \(\)"),
       (dict(critic=dict(source="tiny:weakest")), "unknown model source 'tiny:weakest'"),
