@@ -232,6 +232,22 @@ def context_use(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def critique_refine(**changes: Any) -> ConfigDict:
+  """Config of the study of weak critics at inference time (pipelines/critique_refine.py).
+
+  Of `eval`, samples are the chains of a prompt, and temperature, top_k and top_p draw answers.
+  """
+  return _changed(dict(
+      **_common(),
+      pipeline="critique_refine",
+      critic=_policy("tiny:weak"),   # W, who criticizes; S, who answers, is the student
+      critique=ConfigDict(dict(max_response=96, temperature=0.0, top_k=0, top_p=1.0)),
+      refine=ConfigDict(dict(temperature=1.0, top_k=0, top_p=1.0)),  # as long as an answer
+      reuse_critiques=True,          # also: one critique for all answers, the best, any, the worst
+      remove_thinking=True,          # <think> from answers and critiques before they are shown
+  ), changes)
+
+
 def teacher_signal(**changes: Any) -> ConfigDict:
   """Config of the analysis of contexts by what they say of responses (pipelines/teacher_signal.py).
   """
@@ -444,6 +460,8 @@ def validate(config: ConfigDict) -> None:
   if config.eval.samples < max(config.eval.ks, default=1):
     raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
                      f"{config.eval.samples}")
+  if config.pipeline == "critique_refine" and not config.eval.ks:
+    raise ValueError("eval.ks is (); name the k of the table's columns, say (1, 2, 4, 8, 16)")
   for what in ("prompt", "response"):
     buckets, longest = config.rollout[f"{what}_buckets"], config.rollout[f"max_{what}"]
     if any(length > longest for length in buckets):

@@ -12,6 +12,7 @@ PIPELINES = {
     "sft": "opd_jax.pipelines.offline",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",
+    "critique_refine": "opd_jax.pipelines.critique_refine",
     "position_bias": "opd_jax.pipelines.position_bias",
     "teacher_signal": "opd_jax.pipelines.teacher_signal",
     "claims": "opd_jax.pipelines.claims",

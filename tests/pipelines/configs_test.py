@@ -37,7 +37,7 @@ class SmokeTest(parameterized.TestCase):
     main.remember(config, workdir)
     main.pick(config.pipeline).run(config, workdir)
     left = set(os.listdir(workdir))
-    if config.pipeline in ("context_use", "position_bias", "teacher_signal"):
+    if config.pipeline in ("context_use", "position_bias", "teacher_signal", "critique_refine"):
       self.assertContainsSubset({f"{config.pipeline}.json"}, left)
       return
     self.assertContainsSubset({"metrics.jsonl", "eval", "samples", "tensorboard"}, left)
