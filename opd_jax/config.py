@@ -121,8 +121,34 @@ def peers(**changes: Any) -> ConfigDict:
           feedback="never",          # or "without_success", "always": a rollout's own
           success_at=1.0,            # the least reward of a success
           remove_thinking=False,     # <think> from peers' texts
+          summary=0,                 # tokens of the student's summary in each peer's place; 0: none
           budget=400,                # tokens of a context; peers are dropped, the longest first
           buckets=(),                # lengths that contexts are padded to; (): only the budget
+          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+      )),
+  ), changes)
+
+
+def opcd(**changes: Any) -> ConfigDict:
+  """Config of a method that learns from critiques (pipelines/opcd.py); a step is an epoch.
+
+  Its teacher is the student itself; `loss.signal` "verified" learns refinements instead.
+  """
+  return _changed(_on_policy("", pipeline="opcd") | dict(
+      total_steps=10,                # epochs
+      questions=256,                 # of the training split, in every epoch; 0: all
+      critic=_policy("tiny:weak"),
+      control="",                    # in the critic's place: "self", the student; "none": nobody
+      critique=ConfigDict(dict(max_response=96, temperature=0.0, top_k=0, top_p=1.0)),
+      refine=ConfigDict(dict(temperature=0.6, top_k=20, top_p=0.95)),  # as long as an answer
+      filter="outcome",              # or "rubric", "both", "none": which checks a triple stands
+      rubric="",                     # file with {question}, {answer} and {critique}
+      judge=_policy(""),             # who answers it; "": the student
+      triples=32,                    # a batch
+      updates=0,                     # an epoch; 0: one pass over all that is kept
+      context=ConfigDict(dict(
+          budget=300,                # tokens of any request that holds an answer or a critique
+          buckets=(),                # lengths that these are padded to; (): only the budget
           tokens=0,                  # padded tokens scored at a time; 0: as of all rows
       )),
   ), changes)
@@ -226,6 +252,40 @@ def context_use(**changes: Any) -> ConfigDict:
       pipeline="context_use",
       models=("tiny:student",),      # sources of the models studied
       critic=_policy("tiny:weak"),   # who writes the critiques
+  ), changes)
+
+
+def critique_refine(**changes: Any) -> ConfigDict:
+  """Config of the study of weak critics at inference time (pipelines/critique_refine.py).
+
+  Of `eval`, samples are the chains of a prompt, and temperature, top_k and top_p draw answers.
+  """
+  return _changed(dict(
+      **_common(),
+      pipeline="critique_refine",
+      critic=_policy("tiny:weak"),   # W, who criticizes; S, who answers, is the student
+      critique=ConfigDict(dict(max_response=96, temperature=0.0, top_k=0, top_p=1.0)),
+      refine=ConfigDict(dict(temperature=1.0, top_k=0, top_p=1.0)),  # as long as an answer
+      reuse_critiques=True,          # also: one critique for all answers, the best, any, the worst
+      remove_thinking=True,          # <think> from answers and critiques before they are shown
+  ), changes)
+
+
+def teacher_signal(**changes: Any) -> ConfigDict:
+  """Config of the analysis of contexts by what they say of responses (pipelines/teacher_signal.py).
+  """
+  return _changed(dict(
+      **_common(),
+      pipeline="teacher_signal",
+      run="",                        # workdir of any run that evaluates; "": `student` is first
+      evaluation="",                 # of that run, such as "step_000200"; "": the last
+      teacher=_policy(""),           # of that first evaluation
+      context=ConfigDict(dict(
+          budget=400,                # tokens of a context; beyond it a response is left out
+          buckets=(),                # lengths that contexts are padded to; (): only the budget
+          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+          remove_thinking=False,     # <think> from peers' texts
+      )),
   ), changes)
 
 
@@ -368,7 +428,7 @@ POSITIVE = (
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
     "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers",
-    "continuations", "context.budget")
+    "continuations", "context.budget", "triples", "critique.max_response")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
@@ -376,7 +436,10 @@ NOT_NEGATIVE = (
     "student.drop_layers_every", "teacher.drop_layers_every", "tokenizer_vocab",
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
     "loss.reference_kl", "loss.eve.ratio", "loss.clipped.high", "minutes",
-    "after.drop_layers_every", "after.alpha", "context.tokens")
+    "after.drop_layers_every", "after.alpha", "context.tokens", "context.summary",
+    "questions", "updates",
+    "critique.temperature", "critique.top_k", "refine.temperature", "refine.top_k",
+    "critic.drop_layers_every", "critic.alpha", "judge.drop_layers_every", "judge.alpha")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
 SHARES = ("cuts", "parts")
@@ -393,7 +456,8 @@ def validate(config: ConfigDict) -> None:
     _check(config, key, lambda x: x >= 0, "0 or more")
   _check(config, "student_share", lambda x: 0 <= x <= 1, "at least 0 and at most 1")
   _check(config, "teacher_memory", lambda x: x in ("device", "host"), "'device' or 'host'")
-  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction", "trust"):
+  for key in ("rollout.top_p", "eval.top_p", "loss.position.fraction", "trust", "critique.top_p",
+              "refine.top_p"):
     _check(config, key, lambda x: 0 < x <= 1, "above 0 and at most 1")
   for key in ("ema.rate", "loss.clipped.low"):
     _check(config, key, lambda x: 0 <= x < 1, "at least 0 and less than 1")
@@ -412,7 +476,7 @@ def validate(config: ConfigDict) -> None:
         except ValueError as error:
           raise ValueError(f"{where}.{name}: {error}") from error
     return
-  for who in ("student", "teacher", "reference", "after"):
+  for who in ("student", "teacher", "reference", "after", "critic", "judge"):
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
                        f"{who}.base; name the source to extrapolate from, or leave it at 1")
@@ -424,6 +488,8 @@ def validate(config: ConfigDict) -> None:
   if config.eval.samples < max(config.eval.ks, default=1):
     raise ValueError(f"eval.ks {config.eval.ks} needs eval.samples >= {max(config.eval.ks)}, found "
                      f"{config.eval.samples}")
+  if config.pipeline == "critique_refine" and not config.eval.ks:
+    raise ValueError("eval.ks is (); name the k of the table's columns, say (1, 2, 4, 8, 16)")
   for what in ("prompt", "response"):
     buckets, longest = config.rollout[f"{what}_buckets"], config.rollout[f"max_{what}"]
     if any(length > longest for length in buckets):

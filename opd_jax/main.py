@@ -98,10 +98,10 @@ def remember(config: Any, workdir: str) -> None:
 
 
 def _has_results(workdir: pathlib.Path) -> bool:
-  lines = workdir / "metrics.jsonl"
+  lines = [workdir / "metrics.jsonl", *workdir.glob("chains/*.jsonl")]
   runs = "checkpoints/[0-9]*", "runs/*/checkpoints/[0-9]*"  # its own, those of a study
   return (any(any(workdir.glob(pattern)) for pattern in runs)
-          or lines.is_file() and lines.stat().st_size > 0)
+          or any(path.is_file() and path.stat().st_size > 0 for path in lines))
 
 
 def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:

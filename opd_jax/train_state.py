@@ -1,6 +1,6 @@
 """TrainState: parameters, optimizer state, EMA and step, and how one update changes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any
 
@@ -154,19 +154,26 @@ def jit_train_step(train_step: Callable[..., Any], state: TrainState) -> Callabl
   return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None))
 
 
-def check_finite(metrics: dict[str, Array], batch: Any, workdir: str, step: int) -> None:
+def check_finite(metrics: dict[str, Array], batch: Any, workdir: str, step: int,
+                 ids: Sequence[str] | None = None) -> None:
   """Stops a run whose loss or gradient is not finite, and leaves the batch for inspection.
 
   The update itself was refused inside `train_step`, so the parameters are still good.
 
+  Args:
+    metrics, batch: of the update; arrays.
+    workdir, step: where the batch is left, and under which number.
+    ids: of the batch's rows, if nothing else may be left of them: guarded data.
   Raises: FloatingPointError naming the step and the file with the batch.
   """
   loss, norm = float(metrics["loss/total"]), float(metrics["update/gradient_norm"])
   if np.isfinite(loss) and np.isfinite(norm):
     return
   path = pathlib.Path(workdir) / f"bad_batch_step_{step:06d}.npz"
-  np.savez(path, **{jax.tree_util.keystr(name).strip("."): np.asarray(value)
-                    for name, value in jax.tree.leaves_with_path(batch)})
+  left = {"ids": np.asarray(ids)} if ids is not None else {
+      jax.tree_util.keystr(name).strip("."): np.asarray(value)
+      for name, value in jax.tree.leaves_with_path(batch)}
+  np.savez(path, **left)
   raise FloatingPointError(
       f"update {step}: the loss is {loss} and the gradient norm {norm}. The update was not made; "
       f"the last checkpoint is good, and the batch is in {path}. Lower optimizer.learning_rate or "

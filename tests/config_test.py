@@ -62,7 +62,8 @@ class ConfigTest(parameterized.TestCase):
     configs.validate(configs.on_policy(rollout=dict(allow_biased_sampling=True, **sampling)))
 
   @parameterized.parameters(configs.on_policy, configs.offline, configs.evaluate,
-                            configs.context_use, configs.claims, configs.position_bias)
+                            configs.context_use, configs.claims, configs.position_bias,
+                            configs.critique_refine)
   def test_defaults_are_valid(self, make):
     configs.validate(make())
 

@@ -60,6 +60,17 @@ class WorkdirTest(absltest.TestCase):
       main.remember(configs.on_policy(seed=2, ema=dict(rate=0.1)), self.workdir)
     self.assertEqual(self.config_file.read_text(), before)
 
+  def test_chains_are_results_once_there_is_one(self):
+    main.remember(configs.critique_refine(), self.workdir)
+    chains = pathlib.Path(self.workdir, "chains", "answers.jsonl")
+    chains.parent.mkdir()
+    chains.touch()
+    main.remember(configs.critique_refine(seed=1), self.workdir)
+    chains.write_text("{}\n")
+    with self.assertRaisesRegex(ValueError, "critic.source: tiny:weak there, tiny:student now"):
+      main.remember(configs.critique_refine(seed=1, critic=dict(source="tiny:student")),
+                    self.workdir)
+
   def test_a_run_may_go_on_for_longer_or_save_more_often(self):
     main.remember(configs.on_policy(), self.workdir)
     self.leave_results()
@@ -81,7 +92,7 @@ class WorkdirTest(absltest.TestCase):
       pass
 
   def test_an_unknown_pipeline_names_the_nearest(self):
-    with self.assertRaisesRegex(ValueError, "one of opd, peers, sft.*'evaluate'"):
+    with self.assertRaisesRegex(ValueError, "one of opd, peers, opcd, sft.*'evaluate'"):
       main.pick("evaluat")
 
 

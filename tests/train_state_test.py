@@ -80,6 +80,10 @@ class TrainStepTest(parameterized.TestCase):
       with self.assertRaisesRegex(FloatingPointError, "bad_batch_step_000007.npz"):
         train_state.check_finite(metrics, make_batch(learn), folder, 7)
       np.testing.assert_array_equal(np.load(f"{folder}/bad_batch_step_000007.npz")["learn"], learn)
+      with self.assertRaises(FloatingPointError):  # of guarded data nothing but ids may be left
+        train_state.check_finite(metrics, make_batch(learn), folder, 8, ["one", "two"])
+      left = np.load(f"{folder}/bad_batch_step_000008.npz")
+      self.assertEqual((list(left), list(left["ids"])), (["ids"], ["one", "two"]))
 
   def test_ema_moves_five_percent_towards_the_new_parameters(self):
     optimizer = train_state.make_optimizer(optimizer_config(learning_rate=0.1), 10)

@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from opd_jax import verifiers
 from opd_jax.models.source import TINY
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -31,7 +32,7 @@ READER = "opd_jax.claims.measured"
 FREE = ("writers", "export", "checkpoint", "evaluate_teachers", "data.cache", "verifier.workers",
         "verifier.allow_unsafe_code")
 # Keys whose text may name files: their contents count.
-NAMING = ("source", "base", "tokenizer", "chat_template")
+NAMING = ("source", "base", "tokenizer", "chat_template", "rubric")
 STAGE = "stage:"
 
 
@@ -45,7 +46,7 @@ def of(config: ml_collections.ConfigDict, module: str, stages: Mapping[str, str]
   Raises: KeyError for a stage that is not there yet.
   """
   return {"code": code(module, READER, f"opd_jax.data.builders.{config.data.builder}",
-                       f"opd_jax.verifiers.{config.verifier.name}"),
+                       verifiers.VERIFIERS[config.verifier.name].__module__),
           "config": settings(config), "models": dict(sorted(models(config, stages).items()))}
 
 

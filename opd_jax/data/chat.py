@@ -13,6 +13,7 @@ Messages = list[dict[str, str]]
 SUCCESS = "Correct solution:"
 ANOTHER_SUCCESS = "Another successful solution:"
 FAILURE = "A known failed solution (avoid repeating this mistake):"
+CRITIQUE = "Critique of an earlier attempt:"
 SOLVE_AGAIN = "Correctly solve the original question."
 
 # A thought that is cut off, by the length limit say, has no end mark.
@@ -49,6 +50,11 @@ def with_peers(messages: Messages, successes: Sequence[str] = (), failures: Sequ
   return [*messages[:-1], {**last, "content": content}]
 
 
+def summary_request(text: str) -> Messages:
+  """Asks for the idea of a solution, which stands for it where peers are shown."""
+  return question(f"Summarize this solution in a few sentences, with its result:\n\n{text}")
+
+
 def without_thinking(text: str) -> str:
   """A response without its thoughts, and without white space around what is left.
 
@@ -76,3 +82,16 @@ def refine_request(messages: Messages, attempt: str, critique: str) -> Messages:
   """
   return [*messages, {"role": "assistant", "content": attempt},
           {"role": "user", "content": f"{critique}\n\n{SOLVE_AGAIN}"}]
+
+
+def with_critique(messages: Messages, critique: str) -> Messages:
+  """Shows what a critic said of an attempt, and not the attempt itself.
+
+  Args:
+    messages: the plain conversation; its last turn is the question.
+    critique: "": none, the question is put again with the request alone.
+  Source: OPCD (2606.00424), the self-teacher's x, f.
+  """
+  last = messages[-1]
+  parts = [last["content"], *([f"{CRITIQUE}\n{critique}"] if critique else []), SOLVE_AGAIN]
+  return [*messages[:-1], {**last, "content": "\n\n".join(parts)}]

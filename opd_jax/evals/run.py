@@ -33,7 +33,7 @@ def evaluate(config: ml_collections.ConfigDict, rows: Sequence[dict[str, Any]], 
     reverse_kl: per-token KL(student, teacher) on the student's own responses.
   Returns: metrics {"mean@8": ..., "pass@8": ..., "length": ..., "truncated": ...} and one
     record a prompt: id, level, domain (the teacher that its row names, or else its task), texts,
-    rewards, and its reverse KL in nats per token.
+    whether each ended, rewards, and its reverse KL in nats per token.
   """
   key = keys.at(keys.root(config.seed), "eval")
   samples, records = config.samples, []
@@ -53,7 +53,7 @@ def evaluate(config: ml_collections.ConfigDict, rows: Sequence[dict[str, Any]], 
       lengths = mask[group.start:group.stop].sum(axis=1)
       ended = [bool(np.isin(response[j][mask[j]][-1], tokenizer.eos_ids)) for j in group]
       record = {"id": row["id"], "level": row["level"], "domain": row.get("teacher") or row["task"],
-                "texts": texts, "rewards": [v.reward for v in verdicts],
+                "texts": texts, "ended": ended, "rewards": [v.reward for v in verdicts],
                 "length": float(lengths.mean()), "truncated": 1.0 - float(np.mean(ended))}
       if kl is not None:
         record["reverse_kl"] = float((kl[group.start:group.stop] * mask[group.start:group.stop])

@@ -16,6 +16,7 @@ class Group(NamedTuple):
   answer: str              # the ground truth
   responses: list[str]
   rewards: list[float]     # in [0, 1], of which 1 is a success
+  ended: list[bool]        # False: cut off by the length limit
 
 
 def names(workdir: str) -> list[str]:
@@ -44,12 +45,17 @@ def read(workdir: str, name: str) -> list[Group]:
   if bare := [record["id"] for record in records if "texts" not in record]:
     raise ValueError(f"{path} has no texts of {len(bare)} prompts ({bare[0]!r} is the first); "
                      "those of guarded data are not kept")
-  rows = _rows(folder, [record["id"] for record in records])
+  asked = rows(folder, [record["id"] for record in records])
   return [Group(record["id"], json.loads(row["messages"]), row["answer"], record["texts"],
-                record["rewards"]) for record, row in zip(records, rows)]
+                record["rewards"], record["ended"]) for record, row in zip(records, asked)]
 
 
-def _rows(folder: pathlib.Path, ids: Sequence[str]) -> list[dict[str, Any]]:
+def rows(workdir: str | pathlib.Path, ids: Sequence[str]) -> list[dict[str, Any]]:
+  """The rows of these ids of the data set on which a run was evaluated, in this order.
+
+  Raises: ValueError if the workdir has no config, or the data set lacks some of them.
+  """
+  folder = pathlib.Path(workdir)
   path = folder / "config.json"
   if not path.is_file():
     raise ValueError(f"{folder} has no config.json, which says where the prompts are from; name "
@@ -57,14 +63,14 @@ def _rows(folder: pathlib.Path, ids: Sequence[str]) -> list[dict[str, Any]]:
   data = json.loads(path.read_text())["data"]
   source = builders.open_source(data["builder"], data["builder_kw"], data["eval_split"],
                                 data["cache"])
-  wanted, rows = set(ids), {}
+  wanted, found = set(ids), {}
   for i in range(len(source)):
     row = source[i]
     if row["id"] in wanted:
-      rows[row["id"]] = row
-    if len(rows) == len(wanted):
-      return [rows[one] for one in ids]
-  missing = sorted(wanted - rows.keys())
+      found[row["id"]] = row
+    if len(found) == len(wanted):
+      return [found[one] for one in ids]
+  missing = sorted(wanted - found.keys())
   raise ValueError(f"the split {data['eval_split']!r} of {data['builder']!r} lacks {len(missing)} "
                    f"of the {len(wanted)} rows evaluated in {folder} ({missing[0]!r} is the first); "
                    "the data has changed since")

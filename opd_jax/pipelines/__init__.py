@@ -8,11 +8,14 @@ from opd_jax import config as configs
 PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
     "peers": "opd_jax.pipelines.peers",
+    "opcd": "opd_jax.pipelines.opcd",
     "sft": "opd_jax.pipelines.offline",
     "reward_model": "opd_jax.pipelines.reward_model",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",
+    "critique_refine": "opd_jax.pipelines.critique_refine",
     "position_bias": "opd_jax.pipelines.position_bias",
+    "teacher_signal": "opd_jax.pipelines.teacher_signal",
     "claims": "opd_jax.pipelines.claims",
 }
 

@@ -30,7 +30,7 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
     verify: texts and answers -> verdicts.
     mesh: prompts are spread over its `data` axis.
     workdir: each call leaves `eval/<name>.json` (metrics and records) and a readable
-      `samples/<name>.txt` there.
+      `samples/<name>.txt` there; of guarded data neither holds a text.
     reverse_kl: (params, rollout) -> KL(student, teacher) per token, if there is a teacher.
   Returns: (params, name) -> metrics; "dropped" is among them if over-long prompts were.
   """
@@ -50,7 +50,8 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
         policy.tokenizer, verify, policies.buckets(rollout), reverse_kl)
     if dropped:  # otherwise a column of zeros in every table
       metrics["dropped"] = float(dropped)
-    write(pathlib.Path(workdir), name, metrics, rows, records)
+    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+    write(pathlib.Path(workdir), name, metrics, rows, records, guarded)
     return metrics
 
   return evaluate
@@ -84,16 +85,24 @@ def named(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def write(workdir: pathlib.Path, name: str, metrics: dict[str, float],
-          rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
-  """Leaves one evaluation on disk, for machines (eval/) and for eyes (samples/)."""
+          rows: list[dict[str, Any]], records: list[dict[str, Any]], guarded: bool) -> None:
+  """Leaves one evaluation on disk, for machines (eval/) and for eyes (samples/).
+
+  Of guarded data ids and numbers are left: a response may say its question again.
+  """
+  if guarded:
+    records = [{key: x for key, x in record.items() if key != "texts"} for record in records]
   for folder in ("eval", "samples"):
     (workdir / folder).mkdir(parents=True, exist_ok=True)
   (workdir / "eval" / f"{name}.json").write_text(
       json.dumps({"metrics": metrics, "records": records}, indent=1))
   lines = []
   for row, record in list(zip(rows, records))[:16]:
-    lines.append(f"=== {record['id']}, level {record['level']}, answer {row['answer']}, "
+    answer = "(guarded)" if guarded else row["answer"]
+    lines.append(f"=== {record['id']}, level {record['level']}, answer {answer}, "
                  f"{sum(record['rewards']):g} of {len(record['rewards'])} correct")
+    if guarded:
+      continue
     lines.append("\n".join(f"[{m['role']}] {m['content']}" for m in json.loads(row["messages"])))
     lines.append(f"--- response, reward {record['rewards'][0]:g}\n{record['texts'][0]}\n")
   (workdir / "samples" / f"{name}.txt").write_text("\n".join(lines))

@@ -78,6 +78,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
     stack.enter_context(jax.set_mesh(mesh))
     source = builders.open_source(config.data.builder, config.data.builder_kw,
                                   config.data.train_split, config.data.cache)
+    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+    if guarded and config.tokenizer_vocab:
+      raise ValueError(f"tokenizer_vocab is {config.tokenizer_vocab}, but the words of the guarded "
+                       f"data set {config.data.builder!r} must not reach the disk; set it to 0")
     tokenizer = learn_tokenizer(source, config.tokenizer_vocab) if config.tokenizer_vocab else None
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh, tokenizer)
     policies.describe(student, workdir)
@@ -118,7 +122,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
       state, metrics = train_step(state, batch, None)
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
-      previous = (metrics, batch, workdir, step + 1)
+      ids = [row["id"] for row in rows if row] if guarded else None
+      previous = (metrics, batch, workdir, step + 1, ids)
       tokens += sum(len(m["prompt_ids"]) + len(m["response_ids"]) for m in members if m)
       done = step + 1
       if done % config.log_every == 0 or done == config.total_steps:

@@ -99,10 +99,11 @@ def run(config: ml_collections.ConfigDict, workdir: str,
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step, rewards = 0, []  # rewards: of the updates since the last line of metrics
+    solved: set[str] = set()     # ids of this process's prompts that ever had a reward of 1
     if found := checkpoints.restore(state, total):
       first_step, state, seen = found
       prompts.restore(seen["prompts"])
-      rewards = seen["rewards"]
+      rewards, solved = seen["rewards"], set(seen["solved"])
       progress.note(f"resuming after {first_step} steps")
     writer = stack.enter_context(Writer(workdir, config, first_step))
     bar = stack.enter_context(progress.Bar(total, first_step))
@@ -111,11 +112,13 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     if first_step == 0:
       writer.write(0, evaluation.named(evaluate(state.params, "step_000000")))
     previous, saved = None, first_step
+    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
 
     def save(done: int, seen: dict[str, Any], scores: dict[str, float]) -> None:
       nonlocal saved
       train_state.check_finite(*previous)  # before this save may push out a good one
-      checkpoints.save(done, state, {"prompts": seen, "rewards": rewards}, scores)
+      checkpoints.save(done, state, {"prompts": seen, "rewards": rewards,
+                                     "solved": sorted(solved)}, scores)
       saved = done
 
     for step in range(first_step, total):
@@ -157,6 +160,8 @@ def run(config: ml_collections.ConfigDict, workdir: str,
             state, scored.replace(reward=jax.device_put(reward, spread)),
             Verified(rows, texts, verdicts), keys.at(root, "context", step))
         rewards.append(float(reward.mean()))
+        solved |= {row["id"] for row, best in zip(rows, reward.reshape(len(rows), -1).max(axis=1))
+                   if best >= 1.0}
       batch = scored
       clock.lap("grade", batch)
 
@@ -165,7 +170,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       constants = method.constants(state)  # of the state that the batch was scored with
       for _ in range(updates):  # one that is refused leaves the next the same fault
         state, metrics = train_step(state, batch, constants)
-      previous = (metrics, batch, workdir, done)
+      previous = (metrics, batch, workdir, done, [row["id"] for row in rows] if guarded else None)
       clock.lap("update", metrics)
 
       bar.update(done)
@@ -176,6 +181,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
                     **{f"compile/{name}": count for name, count in compiled.items()}}
         if rewards:
           metrics["rollout/reward"] = float(np.mean(rewards))
+        metrics["rollout/ever_solved"] = len(solved)
         if config.student_share < 1.0:
           metrics["rollout/own"] = float(own)
         rewards = []
@@ -259,13 +265,22 @@ def about_rollout(batch: Batch, tokenizer: Any) -> dict[str, float]:
 
 def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,
            method: Method, state: TrainState, verify: Any, mesh: Mesh) -> None:
-  """Evaluates the teachers, then leaves the table, the report and the exported student."""
+  """Evaluates the teachers, and concludes the run."""
   named = {"student before": "step_000000", "student after": f"step_{config.total_steps:06d}"}
   for name, teacher in method.teachers.items() if config.evaluate_teachers else ():
     label = teachers.label(name)
     named[label] = label.replace(" ", "_")
     evaluation.make(config, teacher, verify, mesh, workdir)(
         sharding.to_device(teacher.params), named[label])
+  conclude(config, workdir, student, state.params, named)
+
+
+def conclude(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,
+             params: Any, named: dict[str, str]) -> None:
+  """The table of some evaluations, by who was evaluated; the report; the exported student.
+
+  Of `named`, "student before" and "student after" are compared prompt by prompt.
+  """
   results = {who: evaluation.read(workdir, name) for who, name in named.items()}
   columns = list(results["student after"])
   progress.table("held-out prompts", ["", *columns], [
@@ -274,5 +289,5 @@ def finish(config: ml_collections.ConfigDict, workdir: str, student: policies.Po
   progress.note(evaluation.paired(workdir, named["student before"], named["student after"]))
   progress.report(workdir)
   if config.export:
-    hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
+    hf.export_hf(params, student.model.config, f"{workdir}/export", student.tokenizer)
   progress.note(f"everything is in {workdir}: report.png, samples/, metrics.jsonl, export/")

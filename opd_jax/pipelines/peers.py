@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import Array
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
-import numpy as np
 
-from opd_jax import sharding
+from opd_jax.data import chat
 from opd_jax.losses import divergences
-from opd_jax.pipelines import objective, on_policy, opd, teachers
+from opd_jax.pipelines import in_context, objective, on_policy, opd, responder, teachers
 from opd_jax.pipelines import policy as policies
-from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import scorer
 from opd_jax.rollouts.batch import Batch
+from opd_jax.rollouts.sampler import Sampling
 from opd_jax.teachers import contexts
 from opd_jax.teachers import params as teacher_params
 from opd_jax.train_state import TrainState
@@ -56,11 +54,11 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
   teacher = choose(config, asked)
   objective.check_divergence(config.loss, min(
       x.model.config.vocab_size for x in (student, *asked.teachers.values())))
-  check_lengths(config, student if teacher.policy is None else teacher.policy)
+  in_context.check_lengths(config, student if teacher.policy is None else teacher.policy)
   reference = asked.reference
   ask = jax.jit(functools.partial(
       opd.score, student.model, (), reference and reference.model, config.loss))
-  head = jax.jit(functools.partial(heads, teacher.model))
+  head = jax.jit(functools.partial(in_context.heads, teacher.model))
   compares = config.loss.surrogate in divergences.KINDS
   return on_policy.Method(
       formula=objective.formula(config),
@@ -94,19 +92,6 @@ def check(config: ml_collections.ConfigDict) -> None:
                      "teacher_params='ema' and ema.rate=0.05, or neither")
 
 
-def check_lengths(config: ml_collections.ConfigDict, policy: policies.Policy) -> None:
-  """Refuses contexts that together with a response exceed what their reader allows."""
-  allowed, rollout = policy.model.config.max_positions, config.rollout
-  longest = widths(config)[-1]
-  if config.context.budget < rollout.max_prompt:
-    raise ValueError(f"context.budget is {config.context.budget} tokens, but a prompt alone may "
-                     f"have rollout.max_prompt = {rollout.max_prompt}")
-  if longest + rollout.max_response > allowed:
-    raise ValueError(f"context.budget + rollout.max_response is {longest} + "
-                     f"{rollout.max_response} tokens, but the teacher allows {allowed}; shorten "
-                     "one")
-
-
 def choose(config: ml_collections.ConfigDict, asked: teachers.Asked) -> Teacher:
   """The reader of the contexts: the student in some form, or another model."""
   if asked.teachers:
@@ -138,47 +123,44 @@ def describe(context: ml_collections.ConfigDict) -> str:
   return f"{peers}, in at most {context.budget} tokens"
 
 
-def widths(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-  """The lengths that contexts are padded to."""
-  return (*config.context.buckets, config.context.budget)
-
-
-def heads(model: Any, params: Any) -> Array:
-  """A teacher's head in its compute dtype."""
-  dtype = model.model.dtype if isinstance(model, scorer.Mixture) else model.dtype
-  return scorer.head(model, params).astype(dtype)
-
-
 def make_grade(config: ml_collections.ConfigDict, student: policies.Policy, teacher: Teacher,
                mesh: Mesh) -> Callable[..., tuple[Batch, dict[str, float]]]:
   """A function that has the teacher read every verified rollout behind its context.
 
   Returns: (state, batch, verified, key) -> (batch with the teacher's arrays, metrics).
   """
-  size, spread = config.rollout.group_size, sharding.of_batch(mesh)
-  section = config.context
+  size = config.rollout.group_size
   tokenizer = student.tokenizer if teacher.policy is None else teacher.policy.tokenizer
-  states = config.loss.surrogate in divergences.KINDS
-  start = jax.jit(functools.partial(unheard, teacher.model, states))
-  hear = jax.jit(functools.partial(heard, teacher.model, states), donate_argnums=1)
-  whole = jax.jit(finished)
+  compares = config.loss.surrogate in divergences.KINDS
+  read = in_context.make(config.context, compares, teacher.model, tokenizer.pad_id, mesh)
+  summarize = make_summarize(config, student, mesh) if config.context.summary else None
 
   def grade(state: TrainState, batch: Batch, verified: on_policy.Verified,
             key: Array) -> tuple[Batch, dict[str, float]]:
-    made = contexts.make(groups(verified, size), settings(section), tokenizer, key)
-    gained = contexts.gained(made)
-    blocks = contexts.pack(made, np.flatnonzero(gained).tolist(), widths(config),
-                           batch.response.shape[1], section.tokens or batch.prompt.shape[0]
-                           * (section.budget + batch.response.shape[1]),
-                           tokenizer.pad_id, mesh.shape["data"])
-    params = teacher.params(state)
-    found = start(params, batch)
-    for block in blocks:
-      found = hear(params, found, batch, jax.device_put(block, spread))
-    metrics = contexts.metrics(made) | contexts.packing(blocks, made)
-    return whole(batch, found, jax.device_put(gained, spread)), metrics
+    made = contexts.make(groups(verified, size), settings(config.context), tokenizer, key,
+                         summarize and functools.partial(summarize, state.params, key))
+    return read(teacher.params(state), batch, made)
 
   return grade
+
+
+def make_summarize(config: ml_collections.ConfigDict, student: policies.Policy,
+                   mesh: Mesh) -> Callable[[Any, Array, Sequence[str]], list[str]]:
+  """A function (params, key, texts) -> summaries: the student's own, as it is now, greedily.
+
+  A peer whose summary is empty or cut off, or whose text is too long to be read, is left out.
+  """
+  rollout = ml_collections.ConfigDict(config.rollout.to_dict() | dict(
+      max_prompt=config.context.budget, prompt_buckets=tuple(config.context.buckets),
+      max_response=config.context.summary, response_buckets=()))
+  respond = responder.make(student, rollout, Sampling(temperature=0.0),
+                           config.rollout.prompts * config.rollout.group_size, mesh)
+
+  def summarize(params: Any, key: Array, texts: Sequence[str]) -> list[str]:
+    said = respond(params, [chat.summary_request(text) for text in texts], key)
+    return [x.text if x and x.ended else "" for x in said]
+
+  return summarize
 
 
 def groups(verified: on_policy.Verified, size: int) -> list[contexts.Group]:
@@ -191,29 +173,3 @@ def groups(verified: on_policy.Verified, size: int) -> list[contexts.Group]:
         i, json.loads(row["messages"]), verified.texts[mine],
         [verdict.reward for verdict in verdicts], [verdict.feedback for verdict in verdicts]))
   return found
-
-
-def unheard(model: Any, states: bool, params: Any, batch: Batch) -> dict[str, Array]:
-  """What `heard` fills in, all zeros."""
-  blank = {"teacher_logprobs": jnp.zeros(batch.response.shape, jnp.float32)}
-  if states:
-    shape = jax.eval_shape(functools.partial(scorer.hidden, model), params, batch)
-    blank["teacher_hidden"] = jnp.zeros(shape.shape, shape.dtype)
-  return blank
-
-
-def heard(model: Any, states: bool, params: Any, found: dict[str, Array], batch: Batch,
-          block: contexts.Block) -> dict[str, Array]:
-  """The teacher's words on the responses of a block's rows, each behind its own context."""
-  mine = lambda x: x.at[block.row].get(mode="clip")
-  part = Batch(block.prompt, block.prompt_mask, mine(batch.response), mine(batch.mask))
-  hidden = scorer.hidden(model, params, part)
-  logprobs, _ = scorer.token_logprobs(model, params, hidden, part.response)
-  new = {"teacher_logprobs": logprobs} | ({"teacher_hidden": hidden} if states else {})
-  return {name: x.at[block.row].set(new[name], mode="drop") for name, x in found.items()}
-
-
-def finished(batch: Batch, found: dict[str, Array], gained: Array) -> Batch:
-  """The batch with what was heard; of rollouts whose context gained nothing no token is learned."""
-  learn = batch.learn & gained[:, None] & jnp.isfinite(found["teacher_logprobs"])
-  return batch.replace(**found, learn=learn)

@@ -9,7 +9,7 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def rows(path: pathlib.Path, total: int, block: int,
+def rows(path: pathlib.Path | None, total: int, block: int,
          make: Callable[[int, int], list[Row]]) -> list[Row]:
   """All rows of a stage: those that its file has, and the others, made and appended.
 
@@ -17,12 +17,15 @@ def rows(path: pathlib.Path, total: int, block: int,
   its place alone, so that it holds the same whenever it is made.
 
   Args:
-    path: the file, one row a line.
+    path: the file, one row a line; None to keep nothing, for guarded data.
     total: rows of the whole stage.
     block: rows made and written at a time, the last time fewer.
     make: (start, stop) -> the rows of these places.
   Raises: ValueError if the file has more rows than the stage, or is not JSON Lines.
   """
+  if path is None:
+    return [row for start in range(0, total, block)
+            for row in make(start, min(start + block, total))]
   found = read(path)
   if len(found) > total:
     raise ValueError(f"{path} has {len(found)} rows, and this stage only {total}: it was left by "

@@ -63,8 +63,12 @@ def prepare(config: ml_collections.ConfigDict, asked: teachers.Asked, mesh: Mesh
     asked: from `teachers.outline`.
     mesh: rows are spread over its `data` axis.
   Raises: ValueError if the folder holds a cache made from something else, with a smaller K, or one
-    that cannot be read; and if a row has no response, or its teacher does not exist.
+    that cannot be read; if a row has no response, or its teacher does not exist; and for guarded
+    data, since likely tokens tell a text.
   """
+  if builders.is_guarded(config.data.builder, config.data.builder_kw):
+    raise ValueError(f"teacher_cache would keep tokens of the guarded data set "
+                     f"{config.data.builder!r} on disk; set it to ''")
   folder = pathlib.Path(config.teacher_cache).expanduser()
   source = builders.open_source(config.data.builder, config.data.builder_kw,
                                 config.data.train_split, config.data.cache)

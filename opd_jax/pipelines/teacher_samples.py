@@ -1,6 +1,6 @@
 """Responses of the teachers to the prompts of a data set, sampled once and kept in the workdir."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import json
 import pathlib
 from typing import Any
@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from opd_jax import keys, progress, sharding
-from opd_jax.data import loader
+from opd_jax.data import builders, loader
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines import teachers
 from opd_jax.rollouts import batch as batches
@@ -28,27 +28,35 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
   Sampled as `rollout` says, rollout.group_size responses a prompt, by one teacher after another:
   one is in memory at a time, and its tokenizer may be its own. Prompts longer than
   rollout.max_prompt, and responses that are empty or did not end, are left out and counted. A
-  run that is resumed reads what it sampled.
+  run that is resumed reads what it sampled; of guarded data nothing is kept, and it samples anew.
 
   Raises: ValueError if there is nothing to learn from, or a row names a teacher there is not.
   """
   path = pathlib.Path(workdir, FILE)
-  if not path.is_file():
-    aside = path.with_suffix(".tmp")
-    with aside.open("w") as file:
-      for i, (name, section) in enumerate(teachers.sections(config).items()):
-        key = keys.at(keys.root(config.seed), "init", 1 + i)
-        policy = policies.load(section, config.model, key, mesh)
-        policies.check_lengths(policy, teachers.label(name), config.rollout)
-        for row in sampled(config, i, policy, source, mesh):
+  if builders.is_guarded(config.data.builder, config.data.builder_kw):
+    rows = list(by_all(config, source, mesh))
+  else:
+    if not path.is_file():
+      aside = path.with_suffix(".tmp")
+      with aside.open("w") as file:
+        for row in by_all(config, source, mesh):
           file.write(json.dumps(row) + "\n")
-    aside.rename(path)
-  with path.open() as file:
-    rows = [json.loads(line) for line in file]
+      aside.rename(path)
+    with path.open() as file:
+      rows = [json.loads(line) for line in file]
   if not rows:
     raise ValueError(f"no response of a teacher ended within rollout.max_response="
                      f"{config.rollout.max_response} tokens; raise it")
   return rows
+
+
+def by_all(config: ml_collections.ConfigDict, source: Any, mesh: Mesh) -> Iterator[Row]:
+  """The responses of one teacher after another."""
+  for i, (name, section) in enumerate(teachers.sections(config).items()):
+    key = keys.at(keys.root(config.seed), "init", 1 + i)
+    policy = policies.load(section, config.model, key, mesh)
+    policies.check_lengths(policy, teachers.label(name), config.rollout)
+    yield from sampled(config, i, policy, source, mesh)
 
 
 def sampled(config: ml_collections.ConfigDict, who: int, policy: policies.Policy, source: Any,

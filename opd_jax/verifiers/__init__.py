@@ -9,13 +9,16 @@ import functools
 import math
 
 from opd_jax.verifiers import (
-    exact_match, math_answer, multiple_choice, notes, sandbox, tool_calls, unit_tests)
+    exact_match, instructions, math_answer, multiple_choice, notes, sandbox, tool_calls, unit_tests)
 from opd_jax.verifiers.pool import Pool
 from opd_jax.verifiers.verdict import Verdict
 
 VERIFIERS = {"exact_match": exact_match.verify, "math_answer": math_answer.verify,
              "multiple_choice": multiple_choice.verify, "notes": notes.verify,
-             "tool_calls": tool_calls.verify, "unit_tests": unit_tests.verify}
+             "tool_calls": tool_calls.verify, "unit_tests": unit_tests.verify,
+             "instructions": instructions.verify, "instructions_loose": instructions.verify_loose,
+             "instructions_share": instructions.verify_share,
+             "instructions_share_loose": instructions.verify_share_loose}
 
 # Cheap and safe enough to run in this process, on this thread.
 IN_PROCESS = ("exact_match", "multiple_choice", "notes", "tool_calls")
@@ -39,8 +42,8 @@ def make(name: str, workers: int, timeout_s: float,
     timeout_s: hard limit for one text, seconds; beyond it the verdict is 0. Of code's processor
       time, rounded up; code that waits may do so four times as long.
     allow_unsafe_code: whether a model's code may run where it cannot be isolated.
-  Raises: ValueError for an unknown name, or where a model's code can neither be isolated nor is
-    allowed to run without.
+  Raises: ValueError for an unknown name, where a package is missing that the verifier needs, or
+    where a model's code can neither be isolated nor is allowed to run without.
   """
   if name not in VERIFIERS:
     raise ValueError(f"verifier.name is {name!r}; it must be one of {', '.join(VERIFIERS)}")
@@ -48,6 +51,8 @@ def make(name: str, workers: int, timeout_s: float,
   if name in IN_PROCESS:
     yield lambda texts, answers: [verify(t, a) for t, a in zip(texts, answers, strict=True)]
     return
+  if name.startswith("instructions"):
+    instructions.check_installed()  # its workers could not say so
   patience_s = timeout_s
   if name in RUN_CODE:
     isolated = sandbox.is_isolated(allow_unsafe_code)

@@ -53,7 +53,8 @@ def levenshtein(a, b):
 
 
 def group(responses, rewards, name="p"):
-  return Group(name, [{"role": "user", "content": "?"}], "", list(responses), list(rewards))
+  return Group(name, [{"role": "user", "content": "?"}], "", list(responses), list(rewards),
+               [True] * len(responses))
 
 
 class TextTest(parameterized.TestCase):
@@ -239,7 +240,8 @@ class SavedTest(absltest.TestCase):
 
     verify = lambda texts, answers: [exact_match.verify(*pair) for pair in zip(texts, answers)]
     scores, records = run.evaluate(self.config.eval, rows, None, sample, tokenizer, verify, (96,))
-    evaluation.write(pathlib.Path(self.workdir), "step_000003", scores, rows, records)
+    evaluation.write(pathlib.Path(self.workdir), "step_000003", scores, rows, records,
+                     guarded=False)
     return rows, scores
 
   def test_what_an_evaluation_leaves_comes_back_with_its_prompts(self):

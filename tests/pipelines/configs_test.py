@@ -15,7 +15,7 @@ from opd_jax.data.builders import domains
 from opd_jax.models.source import TINY
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-NEEDS_DATA = ("gsm8k_smollm2",)
+NEEDS_DATA = ("gsm8k_smollm2", "mopd_smollm2")
 
 
 def load(name, form):
@@ -34,9 +34,10 @@ class SmokeTest(parameterized.TestCase):
     config = load(name, "smoke")
     configs.validate(config)
     workdir = self.create_tempdir().full_path
+    main.remember(config, workdir)
     main.pick(config.pipeline).run(config, workdir)
     left = set(os.listdir(workdir))
-    if config.pipeline in ("context_use", "position_bias"):
+    if config.pipeline in ("context_use", "position_bias", "teacher_signal", "critique_refine"):
       self.assertContainsSubset({f"{config.pipeline}.json"}, left)
       return
     self.assertContainsSubset({"metrics.jsonl", "eval", "samples", "tensorboard"}, left)

@@ -96,6 +96,25 @@ class HeardTest(parameterized.TestCase):
     self.assertEqual(metrics["context/without"], 0.0)
     self.assertGreaterEqual(metrics["context/tokens_computed"], metrics["context/tokens_needed"])
 
+  def test_a_peers_summary_stands_in_its_place(self):
+    changes = dict(context=dict(budget=240, summary=10))
+    config, key = tiny(**changes), keys.at(keys.root(7), "context", 3)
+    summarize = peers.make_summarize(config, self.student, self.mesh)
+    told = dict(zip(TEXTS, summarize(self.state.params, key, TEXTS)))
+    self.assertGreater(len(set(told.values())), 1)
+    for summary in told.values():
+      self.assertLessEqual(len(self.student.tokenizer.encode(summary)), 10)
+    made = contexts.make(peers.groups(self.verified, 4), contexts.Settings(240),
+                         self.student.tokenizer, key, lambda texts: [told[x] for x in texts])
+    batch, _ = self.grade(**changes)
+    ask = jax.jit(scorer.logprobs, static_argnums=0)
+    for i, response in enumerate(self.responses):
+      if made[i].shown:
+        pair = batches.pair([made[i].ids], [response], 200, 20, self.student.tokenizer.pad_id)
+        want = np.asarray(ask(self.student.model, self.state.ema, pair)[0][0])[:len(response)]
+        np.testing.assert_allclose(np.asarray(batch.teacher_logprobs)[i, :len(response)], want,
+                                   rtol=1e-5, atol=5e-5)
+
   def test_a_rollout_that_gained_nothing_carries_no_loss(self):
     batch, metrics = self.grade(context=dict(peers="success"))
     learn = np.asarray(batch.learn)
@@ -199,6 +218,10 @@ class RunTest(absltest.TestCase):
     self.assertFalse(os.path.exists(f"{broken}/export"))
     found, again = run(broken)
     self.assertEqual(found, want)
+    solved = [line["rollout/ever_solved"] for line in want if "rollout/ever_solved" in line]
+    self.assertEqual(solved, sorted(solved))
+    best = [line["rollout/reward"] > 0 for line in want if "rollout/reward" in line]
+    self.assertEqual(solved[-1] > 0, any(best))
     for name, value in weights.items():
       np.testing.assert_array_equal(again[name], value, name)
 

@@ -47,6 +47,11 @@ class StagesTest(parameterized.TestCase):
     lines = whole[:size].count(b"\n")
     self.assertEqual(self.asked[0][0], lines // 4 * 4)
 
+  def test_without_a_file_nothing_is_kept(self):
+    self.assertEqual(stages.rows(None, 10, 4, self.make), self.make(0, 10))
+    self.assertEqual(self.asked[:3], [(0, 4), (4, 8), (8, 10)])
+    self.assertFalse(self.path.exists())
+
   def test_what_was_made_before_a_failure_is_kept(self):
     def broken(start, stop):
       if start == 8:

@@ -14,7 +14,7 @@ Every data set yields the same canonical row:
                     it, for example its log-probability under a model; "" if there is none
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import hashlib
 import inspect
@@ -30,13 +30,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from opd_jax.data.builders import (
-    arithmetic, domains, jsonl, notes, programs, tool_use)
+    arithmetic, domains, gpqa, instructions, jsonl, notes, programs, tool_use)
 
 Splits = Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
 
 # Each data set: keyword arguments -> its splits, as functions that yield rows.
-BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "domains": domains, "jsonl": jsonl,
-                            "notes": notes, "programs": programs, "tool_use": tool_use}
+BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "domains": domains, "gpqa": gpqa,
+                            "instructions": instructions, "jsonl": jsonl, "notes": notes,
+                            "programs": programs, "tool_use": tool_use}
+
+# Guarded: their authors ask that nobody shows them as plain text. Of such rows, and of what models
+# say of them, only ids reach the disk; they are read anew by every run and live in memory.
+GUARDED = ("gpqa",)
 
 
 class Rows(tfds.core.GeneratorBasedBuilder):
@@ -77,12 +82,35 @@ class Source:
             for key, value in row.items()}
 
 
-def open_source(name: str, arguments: Mapping[str, Any], split: str, cache: str = "") -> Source:
+class Guarded:
+  """Random access to rows that live in memory alone."""
+
+  def __init__(self, rows: Iterable[dict[str, Any]]):
+    self._rows = [{"teacher": "", **row} for row in rows]
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return dict(self._rows[index])
+
+
+def is_guarded(name: str, arguments: Mapping[str, Any]) -> bool:
+  """Whether texts and tokens of a data set, and of models about it, must not reach the disk.
+
+  Args:
+    name, arguments: `data.builder` and `data.builder_kw`, whose `plain_text` takes the guard away.
+  """
+  return name in GUARDED and not arguments.get("plain_text", False)
+
+
+def open_source(name: str, arguments: Mapping[str, Any], split: str,
+                cache: str = "") -> Source | Guarded:
   """Opens a split, preparing the data set on first use.
 
   The cache folder's name is a hash of the arguments, the contents of the files they name, the
   code that makes the rows and their version, so a stale copy is never read. It is written aside
-  and renamed, so several processes may prepare it at once.
+  and renamed, so several processes may prepare it at once. One of `GUARDED` has no such copy.
 
   Args:
     name: a key of `BUILDERS`.
@@ -101,6 +129,8 @@ def open_source(name: str, arguments: Mapping[str, Any], split: str, cache: str 
   splits = module.splits(**arguments)
   if split not in splits:
     raise ValueError(f"data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
+  if name in GUARDED:
+    return Guarded(splits[split]())
   whole = lambda x: dict(x) if hasattr(x, "keys") else list(x)  # a ConfigDict is not a dict
   identity = json.dumps([name, str(Rows.VERSION), dict(arguments), module.fingerprint(**arguments)],
                         sort_keys=True, default=whole)

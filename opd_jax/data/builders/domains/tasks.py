@@ -1,14 +1,19 @@
-"""Three families of verifiable questions with written-out working, which tiny models can learn.
+"""Four families of verifiable questions with written-out working, which tiny models can learn.
 
-    chain   Compute 3+4*7-2 mod 10.     sort   Sort 7,3,9.     count   Count above 4 in 3,7,9.
-            3+4=7                              7,3,9>3                 3:0
-            7*7=9                              7,9>7                   7:1
-            9-2=7                              9>9                     9:2
-            #### 7                             #### 3,7,9              #### 2
+    chain   Compute 3+4*7-2 mod 10.     sort   Sort 7,3,9.
+            3+4=7                              7,3,9>3
+            7*7=9                              7,9>7
+            9-2=7                              9>9
+            #### 7                             #### 3,7,9
 
-They have nothing in common but their digits and the marker, so an expert of one is none of the
-others. reasoning-gym's `chain_sum` and `number_sorting` ask such questions of larger models, and
-have no working.
+    count   Count above 4 in 3,7,9.     keep   Keep above 4 in 3,7,9.
+            3:0                                3:
+            7:1                                7:7
+            9:2                                9:7,9
+            #### 2                             #### 7,9
+
+An expert of one is none of the others: training on it alone spoils the rest. reasoning-gym's
+`chain_sum` and `number_sorting` ask such questions of larger models, and have no working.
 """
 
 from collections.abc import Callable
@@ -53,12 +58,26 @@ def count(rng: random.Random) -> Question:
   return Question(f"Count above {bound} in {_listed(digits)}.", str(above), working, steps)
 
 
+def keep(rng: random.Random) -> Question:
+  """Which of three to six digits are above a bound: each line is a digit and those so far."""
+  steps, bound = rng.randint(3, 6), rng.randint(1, 8)
+  while True:
+    digits = [rng.randrange(10) for _ in range(steps)]
+    if max(digits) > bound:
+      break
+  kept, working = [], []
+  for digit in digits:
+    kept += [digit] if digit > bound else []
+    working.append(f"{digit}:{_listed(kept)}")
+  return Question(f"Keep above {bound} in {_listed(digits)}.", _listed(kept), working, steps)
+
+
 def _listed(digits: list[int]) -> str:
   return ",".join(map(str, digits))
 
 
 TASKS: dict[str, Callable[[random.Random], Question]] = {
-    "chain": chain, "sort": sort, "count": count}
+    "chain": chain, "sort": sort, "count": count, "keep": keep}
 
 
 def solution(question: Question) -> str:
