@@ -49,12 +49,12 @@ def get_config(arg=""):
   full = form == ""
   return configs.opcd(
       total_steps={"": 10, "quick": 2, "smoke": 2}[form],
-      questions=256 if full else 8,
+      questions=128 if full else 8,
       student=dict(source="tiny:teacher"),
       critic=dict(source="tiny:weak"),
       data=dict(builder="arithmetic", builder_kw=dict(
           train=2000 if full else 50, test=256, mix=dict(plain=1.0), seed=11)),
-      rollout=dict(prompts=32 if full else 4, group_size=8 if full else 2, max_prompt=40,
+      rollout=dict(prompts=32 if full else 4, group_size=4 if full else 2, max_prompt=40,
                    max_response=80, **ANSWER),
       context=dict(budget=320, buckets=(160, 240) if full else ()),
       loss=LOSS,
