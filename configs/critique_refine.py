@@ -6,8 +6,8 @@
 alone, and one critique for all answers: the best, any, the worst. The same command goes on where it
 was stopped, and once all is sampled it prints the table again, without a model.
 
-S is the tiny student and W the tiny weak model, on questions of which they answer about 37% and
-11%: the student can use a critique, which the tiny teacher, taught another wording, cannot.
+S is the tiny student and W the tiny weak model, on questions of which they answer 37% and 9%: the
+student can use a critique, which the tiny teacher, taught another wording, hardly can.
 
 Forms: full (the default), minutes on 2 CPU cores; quick, a minute of the same; smoke, for the
 tests; paper, the paper's thinking models on AIME 2024 and 2025 (Table 1, from 71.67 to 75.00 pass@1

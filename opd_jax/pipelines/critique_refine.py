@@ -296,7 +296,7 @@ def speaker(config: ml_collections.ConfigDict, name: str, folder: pathlib.Path,
   @functools.cache
   def load() -> policies.Policy:
     key = keys.at(keys.root(config.seed), "init", ("student", "critic").index(name))
-    check_weights(folder, name, policies.fingerprint(config[name], key))
+    stages.begin_with(folder, f"{name}'s weights", policies.fingerprint(config[name], key))
     return policies.load(config[name], config.model, key, mesh)
 
   @functools.cache
@@ -315,20 +315,3 @@ def lengths(config: ml_collections.ConfigDict, how: str) -> ml_collections.Confi
     return config.rollout
   return ml_collections.ConfigDict({**config.rollout,
                                     "max_response": config.critique.max_response})
-
-
-def check_weights(folder: pathlib.Path, name: str, fingerprint: str) -> None:
-  """Refuses to go on with other weights, and remembers those it begins with.
-
-  Raises: ValueError if the stages in `folder` were made with others of this name.
-  """
-  path = folder / "models.json"
-  begun = any(file.stat().st_size for file in folder.glob("*.jsonl"))
-  known = json.loads(path.read_text()) if begun and path.is_file() else {}
-  if known.setdefault(name, fingerprint) != fingerprint:
-    raise ValueError(f"the {name}'s weights are not those that the chains in {folder} were begun "
-                     "with; put them back, or choose another workdir")
-  folder.mkdir(parents=True, exist_ok=True)
-  aside = path.with_suffix(".tmp")
-  aside.write_text(json.dumps(known, indent=1))
-  aside.rename(path)

@@ -63,6 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh)
     in_context.check_lengths(config, student)
     objective.check_divergence(config.loss, student.model.config.vocab_size)
+    begin_with(config, workdir)
     cast = assemble(config, student, mesh)
     policies.describe(student, workdir)
     progress.note(formula(config))
@@ -72,10 +73,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     verify = stack.enter_context(verifiers.make(**config.verifier))
     evaluate = evaluation.make(config, student, verify, mesh, workdir)
     optimizer = train_state.make_optimizer(config.optimizer, 1)
-    state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
+    state = train_state.create(student.params, optimizer, False, mesh)
     update = train_state.jit_train_step(train_state.make_train_step(
         functools.partial(opd.loss, student.model, config.loss), opd.describe, optimizer,
-        masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, config.ema.rate), state)
+        masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, 0.0), state)
     learn = make_learn(config, student, update, messages, mesh, workdir)
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
@@ -174,6 +175,17 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.optimizer.schedule != "constant":
     raise ValueError(f"optimizer.schedule is {config.optimizer.schedule!r}, but how many updates "
                      "there will be depends on what is kept; set 'constant'")
+
+
+def begin_with(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Refuses triples in the workdir of which others were the critic, the judge or the rubric."""
+  root, epochs = keys.root(config.seed), pathlib.Path(workdir, "epochs")
+  for place, name in enumerate(("critic", "judge"), 1):
+    if config[name].source:
+      stages.begin_with(epochs, f"{name}'s weights", policies.fingerprint(
+          config[name], keys.at(root, "init", place)))
+  if config.rubric:
+    stages.begin_with(epochs, "rubric's words", judges.read_rubric(config.rubric))
 
 
 def assemble(config: ml_collections.ConfigDict, student: policies.Policy,
@@ -337,8 +349,8 @@ def refuse_second(workdir: str, epoch: int) -> None:
     raise ValueError(
         f"epochs {epoch} and {epoch + 1} kept no critique. What was said is in "
         f"{folder(workdir, epoch) / critiques.TRIPLES}: if hardly a refinement is right, ask "
-        "easier questions or more answers each (rollout.group_size); if the judge says no to all, change "
-        "the rubric, the judge, or set filter='outcome'; if critiques are cut off, raise "
+        "easier questions or more answers each (rollout.group_size); if the judge says no to all, "
+        "change the rubric, the judge, or set filter='outcome'; if critiques are cut off, raise "
         "critique.max_response")
 
 

@@ -45,6 +45,23 @@ def rows(path: pathlib.Path | None, total: int, block: int,
   return found
 
 
+def begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:
+  """Remembers what the stages in a folder rest on beside the config: weights, a file's contents.
+
+  Raises: ValueError if rows are there that were made with another one of this name.
+  """
+  path = folder / "made_with.json"
+  begun = any(file.stat().st_size for file in folder.rglob("*.jsonl"))
+  known = json.loads(path.read_text()) if begun and path.is_file() else {}
+  if known.setdefault(name, fingerprint) != fingerprint:
+    raise ValueError(f"the {name} changed since the rows in {folder} were begun; put them back as "
+                     "they were, or choose another workdir")
+  folder.mkdir(parents=True, exist_ok=True)
+  aside = path.with_suffix(".tmp")
+  aside.write_text(json.dumps(known, indent=1))
+  aside.rename(path)
+
+
 def read(path: pathlib.Path) -> list[Row]:
   """The rows of a file; a last line that was cut off is none. No file is no rows.
 

@@ -134,13 +134,13 @@ class ClaimsTest(absltest.TestCase):
     self.assertEqual((cell["teacher_tokens"], sft["student_tokens"]), (0, 0))
     self.assertGreater(sft["teacher_tokens"], 20)
     self.assertEqual(cell["identity"]["models"].keys(),
-                     {"stage:base", *(f"stage:{name}" for name in ("expert_chain",
+                     {"stage:base", *(f"stage:{name}" for name in ("expert_count",
                                                                    "expert_sort"))})
     self.assertEqual(cell["identity"]["models"]["stage:base"], found["stages/base"]["params"])
     self.assertEqual(cell["identity"]["jax"], jax.__version__)
     self.assertEqual(cell["identity"]["code"], found["methods/exopd-s1"]["identity"]["code"])
     self.assertNotEqual(cell["identity"]["code"], sft["identity"]["code"])
-    self.assertContainsSubset({"eval/mean@2", "eval/length", "domain/chain", "student/entropy",
+    self.assertContainsSubset({"eval/mean@2", "eval/length", "domain/count", "student/entropy",
                                "domain/sort", "gain/mean@2", "curve/area"}, cell["metrics"])
     self.assertEqual([step for step, _ in cell["curve"]], [0, 2])
     records = json.loads(pathlib.Path(
@@ -170,13 +170,13 @@ class ClaimsTest(absltest.TestCase):
     config = self.config.copy_and_resolve_references()
     config.methods.sft.eval.seed = 2            # stale: its two cells
     config.methods.exopd.rollout.max_prompt = 1  # no prompt fits: its tuning fails at the start
-    pathlib.Path(self.workdir, "stages/expert_chain/export/model.safetensors").unlink()
+    pathlib.Path(self.workdir, "stages/expert_count/export/model.safetensors").unlink()
     before = cells(self.workdir)
     names, notes = run(config, self.workdir)
     # The expert's weights are wanted, so it runs again; it comes out as it was, bit for bit.
     stale, tuned = ["methods/sft-s0", "methods/sft-s1"], "tune/exopd-0.001-s1000"
     self.assertCountEqual(
-        names, ["stages/expert_chain", tuned, "tune/exopd-0.003-s1000", *stale])
+        names, ["stages/expert_count", tuned, "tune/exopd-0.003-s1000", *stale])
     self.assertRegex(notes, rf"2 cells failed: {tuned} \(ValueError: .*{tuned}/log.txt")
     self.assertIn("ValueError", pathlib.Path(self.workdir, tuned, "log.txt").read_text())
     after = cells(self.workdir)

@@ -322,7 +322,7 @@ class ModelsTest(parameterized.TestCase):
     # Other weights under the same name, other prompts, another config: none goes on.
     (folder / "refinements.jsonl").unlink()
     with mock.patch.object(policies, "fingerprint", return_value="other"):
-      with self.assertRaisesRegex(ValueError, "the student's weights are not those"):
+      with self.assertRaisesRegex(ValueError, "the student's weights changed since the rows"):
         critique_refine.run(config, workdir)
     lines = want["answers.jsonl"].decode().replace(found["answers"][0]["prompt"], "another")
     (folder / "answers.jsonl").write_text(lines)

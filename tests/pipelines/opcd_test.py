@@ -303,6 +303,20 @@ class JudgeTest(parameterized.TestCase):
         dict(role="system", content="Be strict."),
         dict(role="user", content="Q\nA\n{answer} {question} {critique}\nIs it useful?")])
 
+  def test_triples_of_another_rubric_or_critic_are_not_gone_on_with(self):
+    workdir = self.create_tempdir().full_path
+    rubric = self.create_tempfile(content=RUBRIC)
+    config = lambda **changes: tiny(filter="both", rubric=rubric.full_path, **changes)
+    opcd.begin_with(config(), workdir)
+    (opcd.folder(workdir, 0)).mkdir()
+    (opcd.folder(workdir, 0) / "answers.jsonl").write_text("{}\n")
+    opcd.begin_with(config(), workdir)
+    with self.assertRaisesRegex(ValueError, "the critic's weights changed since the rows"):
+      opcd.begin_with(config(critic=dict(source="tiny:student")), workdir)
+    rubric.write_text(RUBRIC + " Really?")
+    with self.assertRaisesRegex(ValueError, "the rubric's words changed since the rows"):
+      opcd.begin_with(config(), workdir)
+
   def test_a_rubric_without_a_placeholder_is_refused(self):
     path = self.create_tempfile(content="{question} {answer}?").full_path
     with self.assertRaisesRegex(ValueError, r"lacks \{critique\}; it must hold \{question\}"):

@@ -24,7 +24,8 @@ for name, config in dict(
     sft=configs.offline(batch=dict(tokens=384, buckets=(96, 128))),
     sft_eval=configs.offline(batch=dict(tokens=768, buckets=(96,)), **odd),
     evaluate=configs.evaluate(**odd), context_use=configs.context_use(**odd),
-    position_bias=configs.position_bias(**odd)).items():
+    position_bias=configs.position_bias(**odd),
+    critique_refine=configs.critique_refine(**odd)).items():
   try:
     main.pick(config.pipeline).run(config, tempfile.mkdtemp())
   except ValueError as error:
@@ -58,7 +59,8 @@ class RowsTest(parameterized.TestCase):
         "sft_eval": f"eval.batch x eval.samples = 3 {ends}",
         "evaluate": f"eval.batch x eval.samples = 3 {ends}",
         "context_use": f"eval.batch = 3 {ends}",
-        "position_bias": f"eval.batch x eval.samples = 3 {ends}"})
+        "position_bias": f"eval.batch x eval.samples = 3 {ends}",
+        "critique_refine": f"eval.batch x eval.samples = 3 {ends}"})
 
 
 if __name__ == "__main__":
