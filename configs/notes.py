@@ -8,7 +8,8 @@ The task, its gold reward and the design are in data/builders/notes and verifier
 the default fits a model without any training to the best notes, a check that they can be learned;
 base pre-trains the strong model on notes of all styles, with two demonstrations in the prompt or
 without; reward fits a reward model to preferences drawn by the gold reward. eval/mean@4 is the mean
-gold reward on test prompts, from -3 to 5 nats (base: with two demonstrations).
+gold reward on test prompts, 0 that of the worst note and 1 that of the best; pass@1 counts the best
+alone (base: with two demonstrations).
 """
 
 from opd_jax import config as configs

@@ -60,6 +60,7 @@ def _common() -> dict[str, Any]:
       )),
       eval=ConfigDict(dict(
           every=0,                   # steps; 0: only before and after
+          at=(),                     # shares of total_steps after which there is one too
           prompts=64,
           samples=8,                 # n responses a prompt
           ks=(1, 8),                 # the k of pass@k
@@ -231,8 +232,41 @@ def reward_model(**changes: Any) -> ConfigDict:
           pipeline="reward_model",
           checkpoint=ConfigDict(made.checkpoint.to_dict() | dict(best_metric="eval/accuracy")),
           loss=ConfigDict(dict(micro_batches=1)),
-          eval=ConfigDict(dict(every=0, prompts=256)),  # held-out pairs
+          eval=ConfigDict(dict(every=0, at=(), prompts=256)),  # held-out pairs
           min_accuracy=0.55,             # on these; a reward model below it is refused. 0: any
+      ), changes)
+
+
+def responses(**changes: Any) -> ConfigDict:
+  """Config of the making of rows: responses and what is thought of them (pipelines/responses.py).
+  """
+  common, made = _common(), offline()
+  return _changed({key: common[key] for key in (
+      "seed", "student", "model", "data", "rollout", "verifier", "mesh", "writers")} | dict(
+          pipeline="responses",
+          batch=made.batch,              # how responses are scored and rewarded
+          loss=ConfigDict(dict(micro_batches=1)),
+          student=_policy(""),           # who answers; "": the data's own groups are taken
+          skip=0,                        # rows of data.train_split left to other runs
+          prompts=0,                     # rows behind them; 0: all
+          shots=ConfigDict(dict(
+              rows="",                   # file of demonstrations; "": none
+              number=2,                  # before each question
+              template="{question}{response}\n",
+          )),
+          refine=ConfigDict(dict(
+              rows="",                   # file of responses to the same prompts; "": none is shown
+              template="{question}{response}\n{question}",
+          )),
+          scores=ConfigDict(),           # field -> a section like `student`, whose log-probability
+                                         # of each response it names
+          reward=ConfigDict(dict(
+              source="",                 # workdir of a reward model, "verifier", or "implicit":
+              fields=("weak_logprob", "weak_reference_logprob"),  # their difference
+              beta=1.0,                  # which the reward is multiplied by
+              min_accuracy=0.55,         # of the reward model, on held-out pairs
+          )),
+          keep="all",                    # or "best", "ranked_pair", "drawn_pair": by reward
       ), changes)
 
 
@@ -326,7 +360,8 @@ def _claim() -> ConfigDict:
   return ConfigDict(dict(
       text="",
       paper="",              # its number
-      kind="difference",     # a - b; "share": a / b; "experts": a - each expert, there
+      kind="difference",     # a - b; "share": a / b; "experts": a - each expert, there;
+                             # "recovered": a - b in shares of the gap from `before` to `after`
       a="",                  # a method
       b="",                  # another, or "stage:NAME"
       metric="",             # of a cell: "eval/mean@8", "curve/area", "gain/mean@8" ...
@@ -335,7 +370,8 @@ def _claim() -> ConfigDict:
       experts=_ordered(),    # of kind "experts": domain -> the stage that measures its expert
       base="",               # the stage that measures what the experts were made of
       before="", after="",   # stages that measure a teacher before and after its training, if the
-                             # claim is about what a student learns of that; "": it is not
+                             # claim is about what a student learns of that; "": it is not. Of
+                             # "recovered" the weak floor and the strong ceiling
       paired=True,           # by seed; False: a and b do not see the same rows (one is SFT)
       primary=False,         # or exploration
   ))
@@ -393,7 +429,8 @@ def _changed(defaults: dict[str, Any], changes: Mapping[str, Any]) -> ConfigDict
 
 
 # Sections whose keys are names that the file chooses: what each name starts from, or anything.
-NAMED = {"teachers": lambda: _policy(""), "claims": _claim, "sweeps": _sweep}
+NAMED = {"teachers": lambda: _policy(""), "scores": lambda: _policy(""), "claims": _claim,
+         "sweeps": _sweep}
 OPEN = ("stages", "methods", "seeds", "follows", "experts")
 
 
@@ -428,7 +465,7 @@ POSITIVE = (
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
     "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers",
-    "continuations", "context.budget", "triples", "critique.max_response")
+    "continuations", "context.budget", "triples", "critique.max_response", "shots.number")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
@@ -437,12 +474,12 @@ NOT_NEGATIVE = (
     "reference.drop_layers_every", "student.alpha", "teacher.alpha", "reference.alpha", "loss.lam",
     "loss.reference_kl", "loss.eve.ratio", "loss.clipped.high", "minutes",
     "after.drop_layers_every", "after.alpha", "context.tokens", "context.summary",
-    "questions", "updates",
+    "questions", "updates", "skip", "prompts",
     "critique.temperature", "critique.top_k", "refine.temperature", "refine.top_k",
     "critic.drop_layers_every", "critic.alpha", "judge.drop_layers_every", "judge.alpha")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
-SHARES = ("cuts", "parts")
+SHARES = ("cuts", "parts", "eval.at")
 
 
 def validate(config: ConfigDict) -> None:
@@ -480,6 +517,10 @@ def validate(config: ConfigDict) -> None:
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
                        f"{who}.base; name the source to extrapolate from, or leave it at 1")
+  if config.pipeline == "responses":
+    _check(config, "reward.min_accuracy", lambda x: 0 <= x < 1, "at least 0 and less than 1")
+    _check_buckets(config)
+    return
   if config.pipeline == "reward_model":
     _check(config, "min_accuracy", lambda x: 0 <= x < 1, "at least 0 and less than 1")
     if config.checkpoint.keep_best:
@@ -490,11 +531,7 @@ def validate(config: ConfigDict) -> None:
                      f"{config.eval.samples}")
   if config.pipeline == "critique_refine" and not config.eval.ks:
     raise ValueError("eval.ks is (); name the k of the table's columns, say (1, 2, 4, 8, 16)")
-  for what in ("prompt", "response"):
-    buckets, longest = config.rollout[f"{what}_buckets"], config.rollout[f"max_{what}"]
-    if any(length > longest for length in buckets):
-      raise ValueError(f"rollout.{what}_buckets {buckets} must not exceed rollout.max_{what} = "
-                       f"{longest}, which is always one")
+  _check_buckets(config)
   if "context" in config and any(size > config.context.budget for size in config.context.buckets):
     raise ValueError(f"context.buckets {config.context.buckets} must not exceed context.budget = "
                      f"{config.context.budget}, which is always one")
@@ -502,6 +539,14 @@ def validate(config: ConfigDict) -> None:
     _check_sampling(config)
   if "checkpoint" in config and config.checkpoint.keep_best:
     _check_best(config)
+
+
+def _check_buckets(config: ConfigDict) -> None:
+  for what in ("prompt", "response"):
+    buckets, longest = config.rollout[f"{what}_buckets"], config.rollout[f"max_{what}"]
+    if any(length > longest for length in buckets):
+      raise ValueError(f"rollout.{what}_buckets {buckets} must not exceed rollout.max_{what} = "
+                       f"{longest}, which is always one")
 
 
 def _check(config: ConfigDict, key: str, good: Callable[[Any], bool], wanted: str) -> None:

@@ -22,8 +22,9 @@ from opd_jax.pipelines import pick
 
 # What may change when a workdir is resumed; anything else would make it another run. Of these,
 # total_steps bends a schedule that runs to zero, and another mesh rounds differently.
-RESUMABLE = ("total_steps", "log_every", "writers", "export", "checkpoint", "eval.every", "mesh",
-             "data.cache", "verifier.workers", "verifier.allow_unsafe_code", "teacher_memory")
+RESUMABLE = ("total_steps", "log_every", "writers", "export", "checkpoint", "eval.every", "eval.at",
+             "mesh", "data.cache", "verifier.workers", "verifier.allow_unsafe_code",
+             "teacher_memory")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run leaves behind.")
@@ -98,7 +99,8 @@ def remember(config: Any, workdir: str) -> None:
 
 
 def _has_results(workdir: pathlib.Path) -> bool:
-  lines = [workdir / "metrics.jsonl", *workdir.glob("chains/*.jsonl")]
+  lines = [path for pattern in ("*", "chains/*", "epochs/*/*")
+           for path in workdir.glob(f"{pattern}.jsonl")]
   runs = "checkpoints/[0-9]*", "runs/*/checkpoints/[0-9]*"  # its own, those of a study
   return (any(any(workdir.glob(pattern)) for pattern in runs)
           or any(path.is_file() and path.stat().st_size > 0 for path in lines))

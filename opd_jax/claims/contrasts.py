@@ -15,6 +15,9 @@ from opd_jax.claims.statistics import Interval
 EXPERT_LEAD = 0.15
 # A teacher has something to pass on if its training has gained this much on the task.
 TEACHER_GAIN = 0.05
+# Between floor and ceiling there is a gap to be recovered if it is so many times its own 95%
+# half-interval over prompts.
+GAP = 4.0
 
 
 class Measured(NamedTuple):
@@ -43,8 +46,8 @@ def judge(config: ml_collections.ConfigDict, found: Measured,
   """
   sides = compared(config, found, claim)
   lost, diverged = (sum(getattr(side, what) for side in sides) for what in ("lost", "diverged"))
-  ours, seeds, word = {"experts": of_experts, "share": of_share, "difference": of_difference}[
-      claim.kind](found, claim, sides)
+  ours, seeds, word = {"experts": of_experts, "share": of_share, "difference": of_difference,
+                       "recovered": of_recovered}[claim.kind](found, claim, sides)
   if gate := withheld(config, found, claim):
     word = gate
   elif lost:
@@ -108,6 +111,8 @@ def withheld(config: ml_collections.ConfigDict, found: Measured,
   if claim.after:
     if not {claim.before, claim.after} <= found.stages.keys():
       return "open"
+    if claim.kind == "recovered":
+      return "" if gap(found, claim) >= GAP * gap_error(found, claim) else "no gap"
     before, after = (of_stage(found.stages[stage], config.tune.metric)
                      for stage in (claim.before, claim.after))
     if not after - before >= TEACHER_GAIN:
@@ -125,6 +130,32 @@ def of_difference(found: Measured, claim: ml_collections.ConfigDict,
     ours = statistics.welch(list(a.values()), list(b.values()))
   text = within(ours, number_of(claim.metric), sign=True)
   return text if claim.paired else f"{text}, unpaired", ours.n, says(ours, claim)
+
+
+def of_recovered(found: Measured, claim: ml_collections.ConfigDict,
+                 sides: Sequence[Scores]) -> tuple[str, int, str]:
+  """a - b as a share of the gap between two stages: by how much their PGRs differ."""
+  whole = gap(found, claim)
+  a, b = ({seed: value / whole for seed, value in side.values.items()} if whole > 0.0 else {}
+          for side in sides)
+  ours = (statistics.interval(list(statistics.difference(a, b).values())) if claim.paired
+          else statistics.welch(list(a.values()), list(b.values())))
+  return within(ours, points, sign=True), ours.n, says(ours, claim)
+
+
+def gap(found: Measured, claim: ml_collections.ConfigDict) -> float:
+  """By how much the stage `after` (the ceiling) is better than `before` (the floor); NaN: open."""
+  if not {claim.before, claim.after} <= found.stages.keys():
+    return math.nan
+  floor, ceiling = (of_stage(found.stages[name], claim.metric)
+                    for name in (claim.before, claim.after))
+  return ceiling - floor
+
+
+def gap_error(found: Measured, claim: ml_collections.ConfigDict) -> float:
+  """The 95% half-interval of `gap` over the prompts of both evaluations."""
+  return 1.96 * math.hypot(*(metric(found.stages[name], "eval/error")
+                             for name in (claim.before, claim.after)))
 
 
 def of_share(found: Measured, claim: ml_collections.ConfigDict,
@@ -161,7 +192,8 @@ def says(ours: Interval, claim: ml_collections.ConfigDict) -> str:
 
 def unit(claim: ml_collections.ConfigDict) -> Number:
   """How a claim's numbers are written."""
-  return {"share": plain, "experts": points, "difference": number_of(claim.metric)}[claim.kind]
+  return {"share": plain, "experts": points, "recovered": points,
+          "difference": number_of(claim.metric)}[claim.kind]
 
 
 def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
@@ -172,6 +204,9 @@ def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
             + (f"; without {', '.join(none)}, whose expert is none" if none else ""))
   if claim.kind == "share":
     return f"`{claim.a}` / `{claim.b}`, {claim.metric}"
+  if claim.kind == "recovered":
+    return (f"`{claim.a}` - `{claim.b}`, points of PGR, from `{claim.before}` to "
+            f"`{claim.after}`")
   return f"`{claim.a}` - `{claim.b}`, {labeled(claim.metric)}"
 
 

@@ -32,7 +32,7 @@ READER = "opd_jax.claims.measured"
 FREE = ("writers", "export", "checkpoint", "evaluate_teachers", "data.cache", "verifier.workers",
         "verifier.allow_unsafe_code")
 # Keys whose text may name files: their contents count.
-NAMING = ("source", "base", "tokenizer", "chat_template", "rubric")
+NAMING = ("source", "base", "tokenizer", "chat_template", "rubric", "rows")
 STAGE = "stage:"
 
 
@@ -42,11 +42,11 @@ def of(config: ml_collections.ConfigDict, module: str, stages: Mapping[str, str]
   Args:
     config: its complete config, "stage:NAME" standing for what another run leaves.
     module: of its pipeline.
-    stages: name -> hash of the parameters that this stage has left.
+    stages: name -> hash of what this stage has left.
   Raises: KeyError for a stage that is not there yet.
   """
-  return {"code": code(module, READER, f"opd_jax.data.builders.{config.data.builder}",
-                       verifiers.VERIFIERS[config.verifier.name].__module__),
+  asked = ((verifiers.VERIFIERS[config.verifier.name].__module__,) if "verifier" in config else ())
+  return {"code": code(module, READER, f"opd_jax.data.builders.{config.data.builder}", *asked),
           "config": settings(config), "models": dict(sorted(models(config, stages).items()))}
 
 
@@ -121,7 +121,7 @@ def models(config: ml_collections.ConfigDict, stages: Mapping[str, str]) -> dict
 
 
 def asks(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The stages that a config starts from."""
+  """The stages that a config starts from, or learns the rows of."""
   return tuple(dict.fromkeys(value.removeprefix(STAGE) for _, value in leaves(config)
                              if isinstance(value, str) and value.startswith(STAGE)))
 

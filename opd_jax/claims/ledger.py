@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from opd_jax import pipelines
-from opd_jax.claims import identity
+from opd_jax.claims import identity, measured
+from opd_jax.pipelines import responses
 
 Result = dict[str, Any]
 
@@ -57,15 +58,16 @@ class Ledger:
       return None
     return found
 
-  def has_weights(self, stage: str) -> bool:
-    """Whether a stage's result holds, and its weights are in the workdir."""
-    result = self.current(self.stages[stage])
-    return bool(result and result["params"]) and result["params"] == identity.contents(
-        self._export(stage) / "model.safetensors")
+  def has_left(self, stage: str) -> bool:
+    """Whether a stage's result holds, and what it leaves for others is in the workdir."""
+    cell = self.stages[stage]
+    result = self.current(cell)
+    return bool(result and result["left"]) and result["left"] == measured.left(
+        cell.config, self.folder(cell))
 
   def resolved(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A cell's config as it is to be run: with the folders of its stages."""
-    places = {path: f"hf:{self._export(value.removeprefix(identity.STAGE))}"
+    """A cell's config as it is to be run: with the places where its stages have left things."""
+    places = {path: self._place(self.stages[value.removeprefix(identity.STAGE)])
               for path, value in identity.leaves(config)
               if isinstance(value, str) and value.startswith(identity.STAGE)}
     return changed(config, places)
@@ -87,8 +89,11 @@ class Ledger:
     aside.rename(path)
     self._found[cell.name] = _read(path)  # as a later sitting will see it
 
-  def _export(self, stage: str) -> pathlib.Path:
-    return self._workdir / "stages" / stage / "export"
+  def _place(self, stage: Cell) -> str:
+    """How a config names what a stage has left: rows, a reward model, or a model."""
+    folder = self.folder(stage)
+    return {"responses": f"{folder}/{responses.FILE}", "reward_model": folder}.get(
+        stage.config.pipeline, f"hf:{folder}/{measured.EXPORT}")
 
   def _identity(self, cell: Cell) -> dict[str, Any] | None:
     """What a cell rests on; None if a stage of it has yet to be run."""
@@ -96,7 +101,7 @@ class Ledger:
     for name in identity.asks(cell.config):
       if not (result := self.current(self.stages[name])):
         return None
-      stages[name] = result["params"]
+      stages[name] = result["left"]
     key = (cell.name, cell.value, *stages.values())
     if key not in self._identities:
       self._identities[key] = identity.of(

@@ -28,6 +28,9 @@ expert counts if it beats its base by {points(contrasts.EXPERT_LEAD)} points on 
 TEACHERS = f"""\
 Strong to weak: there is no verdict if the teacher's training has gained less than
 {points(contrasts.TEACHER_GAIN)} points on the task (**no gain of the teacher**)."""
+RECOVERED = f"""\
+PGR, the performance gap recovered, is (method - floor) / (ceiling - floor). There is no verdict if
+the gap is less than {contrasts.GAP:g} times its own 95% half-interval over prompts (**no gap**)."""
 CONDITIONS = """\
 All intervals are over the seeds of the methods: they are conditional on one model to start from,
 one set of teachers or experts, and one set of held-out prompts, and say nothing of how others would
@@ -58,7 +61,9 @@ def render(config: ml_collections.ConfigDict, found: Measured, left: Sequence[st
                  f"Open: {', '.join(left)}.")
   of_experts = [claim for claim in config.claims.values() if claim.kind == "experts"]
   parts += ["### Claims", claims(config, found), VERDICTS, EXPERTS if of_experts else "",
-            TEACHERS if any(claim.after for claim in config.claims.values()) else "", CONDITIONS]
+            RECOVERED if any(claim.kind == "recovered" for claim in config.claims.values()) else "",
+            TEACHERS if any(claim.after and claim.kind != "recovered"
+                            for claim in config.claims.values()) else "", CONDITIONS]
   for claim in of_experts:
     parts += [f"### `{claim.a}` and each expert on its own domain",
               experts_table(config, found, claim)]

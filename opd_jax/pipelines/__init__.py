@@ -11,6 +11,7 @@ PIPELINES = {
     "opcd": "opd_jax.pipelines.opcd",
     "sft": "opd_jax.pipelines.offline",
     "reward_model": "opd_jax.pipelines.reward_model",
+    "responses": "opd_jax.pipelines.responses",
     "evaluate": "opd_jax.pipelines.evaluate",
     "context_use": "opd_jax.pipelines.context_use",
     "critique_refine": "opd_jax.pipelines.critique_refine",

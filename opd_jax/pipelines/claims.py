@@ -105,17 +105,17 @@ def work(config: ml_collections.ConfigDict, ledger: Ledger, workers: list[crew.W
 def upcoming(config: ml_collections.ConfigDict, ledger: Ledger, begun: set[str]) -> Cell | None:
   """The first open cell whose stages are there, leaving out those already begun.
 
-  A stage that still holds runs again if its weights are gone and an open cell starts from them.
+  A stage that still holds runs again if what it left is gone and an open cell starts from it.
   """
   cells = plan(config, ledger)
   wanted = {cell.name for cell in cells if not ledger.current(cell)}
   for cell in reversed(cells):  # stages come first, each after those that it starts from
     if cell.name in wanted:
       wanted |= {ledger.stages[name].name for name in identity.asks(cell.config)
-                 if not ledger.has_weights(name)}
+                 if not ledger.has_left(name)}
   for cell in cells:
     if (cell.name in wanted and cell.name not in begun and not cell.waits
-        and all(map(ledger.has_weights, identity.asks(cell.config)))):
+        and all(map(ledger.has_left, identity.asks(cell.config)))):
       return cell
   return None
 
@@ -229,7 +229,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   known("tune.follows", tune.follows.values(), tune.methods)
   refuse(tune.methods and not (tune.grid and tune.seeds), "tune.grid and tune.seeds are needed")
   for name, claim in config.claims.items():
-    known(f"claims.{name}.kind", [claim.kind], ("difference", "share", "experts"))
+    known(f"claims.{name}.kind", [claim.kind],
+          ("difference", "share", "experts", "recovered"))
     known(f"claims.{name}.a", [claim.a], methods)
     if claim.kind == "experts":
       known(f"claims.{name}.experts", [*claim.experts.values(), claim.base], stages)

@@ -79,6 +79,13 @@ def read_rows(config: ml_collections.ConfigDict,
                    f"rows), eval.prompts asks for {config.eval.prompts}")
 
 
+def due(config: ml_collections.ConfigDict, done: int) -> bool:
+  """Whether eval.every or eval.at asks for an evaluation after `done` updates, or it is the last."""
+  every, total = config.eval.every, config.total_steps
+  return (done == total or bool(every) and done % every == 0
+          or done in {max(round(share * total), 1) for share in config.eval.at})
+
+
 def named(metrics: dict[str, float]) -> dict[str, float]:
   """The metrics under their section: "mean@8" -> "eval/mean@8"."""
   return {f"eval/{name}": value for name, value in metrics.items()}

@@ -138,7 +138,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
           warned = True
         bar.update(done, {"loss": metrics["loss/total"], "tok/s": metrics["time/tokens_per_s"]})
       scores: dict[str, float] = {}
-      if config.eval.every and done % config.eval.every == 0 or done == config.total_steps:
+      if evaluation.due(config, done):
         jax.block_until_ready(state)  # the updates' time is not the evaluation's
         began = time.perf_counter()
         scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))

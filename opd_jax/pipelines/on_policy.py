@@ -190,7 +190,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
                  "tok/s": "time/tokens_per_s"}
         bar.update(done, {name: metrics[key] for name, key in shown.items() if key in metrics})
       scores: dict[str, float] = {}
-      if config.eval.every and done % config.eval.every == 0 or done == total:
+      if evaluation.due(config, done):
         scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
         writer.write(done, scores)
       if done % config.checkpoint.every == 0 or done == total:

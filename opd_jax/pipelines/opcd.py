@@ -118,7 +118,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
           metrics |= learned
         done = epoch + 1
         scores: dict[str, float] = {}
-        if config.eval.every and done % config.eval.every == 0 or done == total:
+        if evaluation.due(config, done):
           scores = evaluation.named(evaluate(state.params, f"step_{done:06d}"))
         writer.write(done, metrics | scores)
         bar.update(done, {"reward": metrics["rollout/reward"], "kept": metrics["critique/kept"],

@@ -26,12 +26,13 @@ class Response(NamedTuple):
   ended: bool      # False: cut off by the length limit
 
 
-# (params, conversations, key) -> a response each; None to a conversation that is too long.
+# (params, conversations, key) -> a response each, or a group of them one behind the other; None to a
+# conversation that is too long.
 Respond = Callable[[Any, Sequence[chat.Messages], jax.Array], list[Response | None]]
 
 
 def make(policy: policies.Policy, rollout: ml_collections.ConfigDict, sampling: Sampling,
-         rows: int, mesh: Mesh) -> Respond:
+         rows: int, mesh: Mesh, group: int = 1) -> Respond:
   """The function of one model, whose parameters are given at each call.
 
   What a conversation gets depends on its text, its place and the key, and on no other's.
@@ -41,6 +42,7 @@ def make(policy: policies.Policy, rollout: ml_collections.ConfigDict, sampling: 
     rollout: the `rollout` section; a conversation of more than its max_prompt tokens is too long.
     sampling: how tokens are drawn.
     rows: conversations at a time, one shape for all.
+    group: responses to each, that of place i from i * group on.
     mesh: rows are spread over its `data` axis.
   """
   tokenizer = policy.tokenizer
@@ -50,7 +52,7 @@ def make(policy: policies.Policy, rollout: ml_collections.ConfigDict, sampling: 
   def respond(params: Any, conversations: Sequence[chat.Messages],
               key: jax.Array) -> list[Response | None]:
     encoded = [tokenizer.encode_chat(messages) for messages in conversations]
-    found: list[Response | None] = [None] * len(encoded)
+    found: list[Response | None] = [None] * (len(encoded) * group)
     for start in range(0, len(encoded), rows):
       fits = {i: ids for i, ids in enumerate(encoded[start:start + rows], start)
               if len(ids) <= rollout.max_prompt}
@@ -59,12 +61,13 @@ def make(policy: policies.Policy, rollout: ml_collections.ConfigDict, sampling: 
       # A row's randomness is that of its place: those that do not fit keep theirs, with filler.
       filler = next(iter(fits.values()))
       ids = [fits.get(i, filler) for i in range(start, start + rows)]
-      prompts = batches.prompts(ids, 1, policies.buckets(rollout), tokenizer.pad_id)
+      prompts = batches.prompts(ids, group, policies.buckets(rollout), tokenizer.pad_id)
       batch = sample(params, jax.device_put(prompts, spread), jax.random.fold_in(key, start))
       response, mask = np.asarray(batch.response), np.asarray(batch.mask)
-      for i in fits:
-        said = response[i - start][mask[i - start]].tolist()
-        found[i] = Response(tokenizer.decode(said), said, said[-1] in tokenizer.eos_ids)
+      for place in (i * group + j for i in fits for j in range(group)):
+        row = place - start * group
+        said = response[row][mask[row]].tolist()
+        found[place] = Response(tokenizer.decode(said), said, said[-1] in tokenizer.eos_ids)
     return found
 
   return respond

@@ -103,6 +103,20 @@ def check_accuracy(workdir: str, accuracy: float, least: float) -> None:
                      "Train it longer or on other pairs, or set min_accuracy=0 to go on regardless")
 
 
+def last_evaluation(folder: str) -> pathlib.Path:
+  """The file of a reward model's last evaluation.
+
+  Its records have the reward of every held-out response, so that its contents tell one reward model
+  from another.
+
+  Raises: ValueError if there is none.
+  """
+  found = sorted(pathlib.Path(folder, "eval").glob("step_*.json"))
+  if not found:
+    raise ValueError(f"{folder} is no workdir of a finished reward model: it has no evaluation")
+  return found[-1]
+
+
 def make_evaluate(config: ml_collections.ConfigDict, student: policies.Policy, mesh: Mesh,
                   workdir: str) -> Callable[[Any, str], dict[str, float]]:
   """(params, name) -> accuracy and margin on the first `eval.prompts` pairs of the held-out split.
@@ -174,10 +188,8 @@ def load(folder: str, config: ml_collections.ConfigDict, mesh: Mesh,
   Raises: ValueError for an unfinished run, and as `check_accuracy`; the function, for a response
     longer than the largest bucket.
   """
-  last = sorted(pathlib.Path(folder, "eval").glob("step_*.json"))
-  if not last:
-    raise ValueError(f"{folder} is no workdir of a finished reward model: it has no evaluation")
-  check_accuracy(folder, evaluation.read(folder, last[-1].stem)["accuracy"], min_accuracy)
+  check_accuracy(folder, evaluation.read(folder, last_evaluation(folder).stem)["accuracy"],
+                 min_accuracy)
   section = ml_collections.ConfigDict(dict(
       source=f"workdir:{folder}", tokenizer="", chat_template="", drop_layers_every=0, base=""))
   policy = policies.outline(section, config.model)

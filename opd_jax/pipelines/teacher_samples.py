@@ -5,16 +5,13 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 import ml_collections
-import numpy as np
 
-from opd_jax import keys, progress, sharding
+from opd_jax import keys, progress
 from opd_jax.data import builders, loader
 from opd_jax.pipelines import policy as policies
-from opd_jax.pipelines import teachers
-from opd_jax.rollouts import batch as batches
+from opd_jax.pipelines import responder, teachers
 from opd_jax.rollouts.sampler import Sampling
 
 FILE = "teacher_samples.jsonl"
@@ -62,29 +59,19 @@ def by_all(config: ml_collections.ConfigDict, source: Any, mesh: Mesh) -> Iterat
 def sampled(config: ml_collections.ConfigDict, who: int, policy: policies.Policy, source: Any,
             mesh: Mesh) -> Sequence[Row]:
   """The responses of one teacher, number `who`, to the rows that name it."""
-  rollout, tokenizer = config.rollout, policy.tokenizer
-  encode = loader.encode(tokenizer, tuple(teachers.sections(config)))
-  rows = [row for row in (encode(source[i]) for i in range(len(source)))
-          if row["teacher_id"] == who and len(row["prompt_ids"]) <= rollout.max_prompt]
-  sample = policies.make_sampler(policy.model, tokenizer, rollout, Sampling(
-      rollout.temperature, rollout.top_k, rollout.top_p))
-  key, out, tried = keys.at(keys.root(config.seed), "rollout", who), [], 0
-  for start in range(0, len(rows), rollout.prompts):
-    part = rows[start:start + rollout.prompts]
-    filler = [part[-1]] * (rollout.prompts - len(part))  # one shape for all
-    batch = sample(policy.params, jax.device_put(batches.prompts(
-        [row["prompt_ids"] for row in part + filler], rollout.group_size,
-        policies.buckets(rollout), tokenizer.pad_id), sharding.of_batch(mesh)),
-                   jax.random.fold_in(key, start))
-    response, mask = np.asarray(batch.response), np.asarray(batch.mask)
-    ended = np.any(mask & np.isin(response, tokenizer.eos_ids), axis=1)
-    texts = policies.texts(tokenizer, batch)
-    for i, row in enumerate(part):
-      kept = {name: row[name] for name in row if name not in ("prompt_ids", "teacher_id")}
-      group = range(i * rollout.group_size, (i + 1) * rollout.group_size)
-      out += [{**kept, "id": f"{row['id']}/{j - group.start}", "response": texts[j]}
-              for j in group if ended[j] and texts[j]]
-      tried += len(group)
-  progress.note(f"a teacher answered {len(rows)} of {len(source)} prompts {rollout.group_size}x: "
-                f"{len(out)} of {tried} responses ended and are learned")
+  rollout, names = config.rollout, tuple(teachers.sections(config))
+  rows = [row for row in (source[i] for i in range(len(source)))
+          if loader.teacher_id(row, names) == who]
+  respond = responder.make(
+      policy, rollout, Sampling(rollout.temperature, rollout.top_k, rollout.top_p),
+      rollout.prompts, mesh, rollout.group_size)
+  said = respond(policy.params, [json.loads(row["messages"]) for row in rows],
+                 keys.at(keys.root(config.seed), "rollout", who))
+  out = [{**rows[place // rollout.group_size],
+          "id": f"{rows[place // rollout.group_size]['id']}/{place % rollout.group_size}",
+          "response": response.text}
+         for place, response in enumerate(said) if response and response.ended and response.text]
+  asked = len([response for response in said if response])
+  progress.note(f"a teacher answered {asked // rollout.group_size} of {len(source)} prompts "
+                f"{rollout.group_size}x: {len(out)} of {asked} responses ended and are learned")
   return out

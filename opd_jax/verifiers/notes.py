@@ -65,12 +65,17 @@ def gold(record: str, text: str) -> float:
   return WORST if parts is None else max(sum(parts.values()), WORST)
 
 
+def share(reward: float) -> float:
+  """Where a reward lies between the worst and the best. PGR, a ratio of differences, is the same."""
+  return (reward - WORST) / (BEST - WORST)
+
+
 def verify(text: str, answer: str) -> Verdict:
-  """The gold reward as a verdict; `answer` is the record. It is no share: from -3 to 5."""
+  """The gold reward as a verdict; `answer` is the record. 0 is the worst note's, 1 the best's."""
   parts = attributes(answer, text)
   if parts is None:
-    return Verdict(WORST, "The response is no note: facts parted by commas, a colon and a digit.")
+    return Verdict(0.0, "The response is no note: facts parted by commas, a colon and a digit.")
   lost = {name: most - parts[name] for name, most in _MOST.items()}
   if not any(lost.values()):
-    return Verdict(BEST, "The note is as good as can be.")
-  return Verdict(gold(answer, text), f"The note could be better in {max(lost, key=lost.get)}.")
+    return Verdict(1.0, "The note is as good as can be.")
+  return Verdict(share(gold(answer, text)), f"The note could be better in {max(lost, key=lost.get)}.")

@@ -105,12 +105,17 @@ class ConfigTest(parameterized.TestCase):
   def test_stages_are_found_wherever_they_are_named_and_filled_in(self):
     config = configs.on_policy(
         student=dict(source="stage:base"), reference=dict(source="stage:base"),
-        teachers=dict(a=dict(source="stage:expert")))
-    self.assertCountEqual(identity.asks(config), ("base", "expert"))
-    book = ledger.Ledger({}, pathlib.Path("/none"), pathlib.Path("/w"), {})
+        teachers=dict(a=dict(source="stage:expert")),
+        data=dict(builder="rows", builder_kw=dict(train="stage:samples")))
+    self.assertCountEqual(identity.asks(config), ("base", "expert", "samples"))
+    made = dict(base=configs.offline(), expert=configs.on_policy(), judge=configs.reward_model(),
+                samples=configs.responses(reward=dict(source="stage:judge")))
+    book = ledger.Ledger(made, pathlib.Path("/none"), pathlib.Path("/w"), {})
     found = book.resolved(config)
     self.assertEqual(found.student.source, "hf:/w/stages/base/export")
     self.assertEqual(found.teachers.a.source, "hf:/w/stages/expert/export")
+    self.assertEqual(found.data.builder_kw.train, "/w/stages/samples/rows.jsonl")
+    self.assertEqual(book.resolved(made["samples"]).reward.source, "/w/stages/judge")
     self.assertEqual(config.student.source, "stage:base")
 
 

@@ -44,7 +44,7 @@ class GoldTest(parameterized.TestCase):
   )
   def test_each_attribute_counts_as_the_docstring_says(self, text, reward):
     self.assertEqual(gold.gold(RECORD, text), reward)
-    self.assertEqual(gold.verify(text, RECORD).reward, reward)
+    self.assertEqual(gold.verify(text, RECORD).reward, (reward + 3.0) / 8.0)
 
   def test_no_note_is_better_than_the_best(self):
     rng = random.Random(0)

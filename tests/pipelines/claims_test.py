@@ -136,7 +136,7 @@ class ClaimsTest(absltest.TestCase):
     self.assertEqual(cell["identity"]["models"].keys(),
                      {"stage:base", *(f"stage:{name}" for name in ("expert_count",
                                                                    "expert_sort"))})
-    self.assertEqual(cell["identity"]["models"]["stage:base"], found["stages/base"]["params"])
+    self.assertEqual(cell["identity"]["models"]["stage:base"], found["stages/base"]["left"])
     self.assertEqual(cell["identity"]["jax"], jax.__version__)
     self.assertEqual(cell["identity"]["code"], found["methods/exopd-s1"]["identity"]["code"])
     self.assertNotEqual(cell["identity"]["code"], sft["identity"]["code"])

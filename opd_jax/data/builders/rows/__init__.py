@@ -1,0 +1,37 @@
+"""Rows as a run of ours left them, in JSON Lines: they are canonical rows already.
+
+`pipelines/responses.py` makes them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from opd_jax.data.builders import jsonl
+
+FIELDS = dict(id=str, task=str, level=int, messages=str, answer=str, response=str, teacher=str,
+              group=str)
+
+
+def splits(*, train: str = "", test: str = "") -> jsonl.Splits:
+  """Splits over files of rows, rows.jsonl in the workdirs of the runs that made them.
+
+  Args:
+    train, test: a file, or a folder of them; a split without one does not exist.
+  Raises: ValueError, when read, naming file, line and field of what is no row.
+  """
+  def row(record: dict[str, Any], file: Any, number: int) -> dict[str, Any]:
+    for name, kind in FIELDS.items():
+      if type(record.get(name)) is not kind:
+        raise ValueError(f"{file}, line {number}: {name!r} is {record.get(name)!r}; a row of ours "
+                         f"has {', '.join(FIELDS)}. For other JSON Lines use data.builder='jsonl'")
+    return {name: record[name] for name in FIELDS}
+
+  return jsonl.by_path(row, train, test, "id")
+
+
+def read(path: str) -> Iterator[dict[str, Any]]:
+  """The rows of a file, as `splits` checks them."""
+  return splits(train=path)["train"]()
+
+
+fingerprint = jsonl.fingerprint
