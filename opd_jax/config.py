@@ -35,6 +35,8 @@ def _common() -> dict[str, Any]:
           builder_kw=ConfigDict(),   # that builder's arguments
           train_split="train",
           eval_split="test",
+          eval_builder="",           # of the held-out rows; "": the same
+          eval_builder_kw=ConfigDict(),
           cache="",                  # "": ~/.cache/opd_jax/data
       )),
       rollout=ConfigDict(dict(
@@ -442,7 +444,7 @@ def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
     old = config[key]
     if isinstance(old, ConfigDict) and not isinstance(value, Mapping):
       raise ValueError(f"{path}.{key} is a section; wanted a dict, found {value!r}")
-    elif key == "builder_kw":
+    elif key in ("builder_kw", "eval_builder_kw"):
       config[key] = ConfigDict(value)
     elif isinstance(old, ConfigDict) and key in NAMED:
       for name, section in value.items():

@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from opd_jax import verifiers
+from opd_jax.data import builders
 from opd_jax.models.source import TINY
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -46,7 +47,9 @@ def of(config: ml_collections.ConfigDict, module: str, stages: Mapping[str, str]
   Raises: KeyError for a stage that is not there yet.
   """
   asked = ((verifiers.VERIFIERS[config.verifier.name].__module__,) if "verifier" in config else ())
-  return {"code": code(module, READER, f"opd_jax.data.builders.{config.data.builder}", *asked),
+  data = {config.data.builder, builders.evaluated(config.data)[0]}
+  return {"code": code(module, READER, *(f"opd_jax.data.builders.{name}" for name in sorted(data)),
+                       *asked),
           "config": settings(config), "models": dict(sorted(models(config, stages).items()))}
 
 
@@ -114,7 +117,7 @@ def models(config: ml_collections.ConfigDict, stages: Mapping[str, str]) -> dict
     elif path.split(".")[-1] in NAMING and kind in ("tiny", "hf", "workdir"):
       found[value] = contents(TINY / name if kind == "tiny" else
                               pathlib.Path(name.removesuffix("@best")).expanduser())
-    elif path.split(".")[-1] in NAMING or ".builder_kw." in path:
+    elif path.split(".")[-1] in NAMING or "builder_kw." in path:
       if os.path.exists(value):  # a template may also be the text itself
         found[value] = contents(pathlib.Path(value))
   return found

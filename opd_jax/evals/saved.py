@@ -61,8 +61,7 @@ def rows(workdir: str | pathlib.Path, ids: Sequence[str]) -> list[dict[str, Any]
     raise ValueError(f"{folder} has no config.json, which says where the prompts are from; name "
                      "the workdir of a run")
   data = json.loads(path.read_text())["data"]
-  source = builders.open_source(data["builder"], data["builder_kw"], data["eval_split"],
-                                data["cache"])
+  source = builders.open_eval(data)
   wanted, found = set(ids), {}
   for i in range(len(source)):
     row = source[i]
@@ -71,6 +70,6 @@ def rows(workdir: str | pathlib.Path, ids: Sequence[str]) -> list[dict[str, Any]
     if len(found) == len(wanted):
       return [found[one] for one in ids]
   missing = sorted(wanted - found.keys())
-  raise ValueError(f"the split {data['eval_split']!r} of {data['builder']!r} lacks {len(missing)} "
-                   f"of the {len(wanted)} rows evaluated in {folder} ({missing[0]!r} is the first); "
-                   "the data has changed since")
+  raise ValueError(f"the split {data['eval_split']!r} of {builders.evaluated(data)[0]!r} "
+                   f"lacks {len(missing)} of the {len(wanted)} rows evaluated in {folder} "
+                   f"({missing[0]!r} is the first); the data has changed since")

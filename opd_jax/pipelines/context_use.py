@@ -21,8 +21,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
   policies.check_rows("eval.batch", config.eval.batch, mesh)
   root = keys.root(config.seed)
-  source = builders.open_source(config.data.builder, config.data.builder_kw,
-                                config.data.eval_split, config.data.cache)
+  source = builders.open_eval(config.data)
   problems = [chains.parse(json.loads(source[i]["messages"])[-1]["content"])
               for i in range(config.eval.prompts)]
   results = {}

@@ -117,7 +117,7 @@ def sample(config: ml_collections.ConfigDict, workdir: str, mesh: Mesh,
   path = lambda name: folder / f"{name}.jsonl"
   totals = {name: config.eval.prompts * each for name, each in sizes(config).items()}
   # Without texts a stage is of no use to the next, so it is all of them or none.
-  in_memory = builders.is_guarded(config.data.builder, config.data.builder_kw) and any(
+  in_memory = builders.is_guarded(config.data) and any(
       len(stages.read(path(name))) != total for name, total in totals.items())
   found: dict[str, list[Row]] = {}
 

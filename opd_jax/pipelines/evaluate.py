@@ -7,6 +7,7 @@ import jax
 import ml_collections
 
 from opd_jax import keys, progress, sharding, verifiers
+from opd_jax.data import builders
 from opd_jax.pipelines import evaluation, opd
 from opd_jax.pipelines import policy as policies
 from opd_jax.writer import Writer
@@ -34,6 +35,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     writer = stack.enter_context(Writer(workdir, config, 0))
     scores = evaluation.make(config, student, verify, mesh, workdir, gap)(student.params, "eval")
     writer.write(0, evaluation.named(scores))
-  progress.table(f"{config.student.source} on {config.data.builder}", list(scores),
+  progress.table(f"{config.student.source} on {builders.evaluated(config.data)[0]}", list(scores),
                  [[f"{value:.3f}" for value in scores.values()]])
   progress.note(f"records are in {workdir}/eval, readable samples in {workdir}/samples")

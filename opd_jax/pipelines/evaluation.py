@@ -50,7 +50,7 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
         policy.tokenizer, verify, policies.buckets(rollout), reverse_kl)
     if dropped:  # otherwise a column of zeros in every table
       metrics["dropped"] = float(dropped)
-    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+    guarded = builders.is_guarded(config.data)
     write(pathlib.Path(workdir), name, metrics, rows, records, guarded)
     return metrics
 
@@ -65,8 +65,7 @@ def read_rows(config: ml_collections.ConfigDict,
 
   Raises: ValueError if the split has too few of them.
   """
-  source = builders.open_source(config.data.builder, config.data.builder_kw,
-                                config.data.eval_split, config.data.cache)
+  source = builders.open_eval(config.data)
   encode, rows = loader.encode(policy.tokenizer, tuple(teachers.sections(config))), []
   for i in range(len(source)):
     row = encode(source[i])

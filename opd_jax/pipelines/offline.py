@@ -78,7 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
     stack.enter_context(jax.set_mesh(mesh))
     source = builders.open_source(config.data.builder, config.data.builder_kw,
                                   config.data.train_split, config.data.cache)
-    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+    guarded = builders.is_guarded(config.data)
     if guarded and config.tokenizer_vocab:
       raise ValueError(f"tokenizer_vocab is {config.tokenizer_vocab}, but the words of the guarded "
                        f"data set {config.data.builder!r} must not reach the disk; set it to 0")

@@ -112,7 +112,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     if first_step == 0:
       writer.write(0, evaluation.named(evaluate(state.params, "step_000000")))
     previous, saved = None, first_step
-    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+    guarded = builders.is_guarded(config.data)
 
     def save(done: int, seen: dict[str, Any], scores: dict[str, float]) -> None:
       nonlocal saved

@@ -68,7 +68,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     policies.describe(student, workdir)
     progress.note(formula(config))
     rows = questions(config, student)
-    guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+    guarded = builders.is_guarded(config.data)
     messages = {row["id"]: json.loads(row["messages"]) for row in rows}
     verify = stack.enter_context(verifiers.make(**config.verifier))
     evaluate = evaluation.make(config, student, verify, mesh, workdir)
@@ -260,7 +260,7 @@ def make_learn(config: ml_collections.ConfigDict, student: policies.Policy, upda
   """
   tokenizer, spread = student.tokenizer, sharding.of_batch(mesh)
   compares = config.loss.surrogate in divergences.KINDS
-  guarded = builders.is_guarded(config.data.builder, config.data.builder_kw)
+  guarded = builders.is_guarded(config.data)
   read_behind = in_context.make(config.context, compares, student.model, tokenizer.pad_id, mesh)
   head = jax.jit(functools.partial(in_context.heads, student.model))
 

@@ -74,7 +74,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
   Raises: ValueError naming the key.
   """
-  if builders.is_guarded(config.data.builder, config.data.builder_kw):
+  if builders.is_guarded(config.data):
     raise ValueError(f"data.builder={config.data.builder!r} is guarded: its texts, and those of "
                      "models about it, must not reach the disk, and this pipeline writes rows of "
                      "text; choose other data")

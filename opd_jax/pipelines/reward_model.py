@@ -125,8 +125,7 @@ def make_evaluate(config: ml_collections.ConfigDict, student: policies.Policy, m
 
   Raises: ValueError if the split has too few pairs.
   """
-  source = builders.open_source(config.data.builder, config.data.builder_kw,
-                                config.data.eval_split, config.data.cache)
+  source = builders.open_eval(config.data)
   encode = given.encode(student.tokenizer, PAIRS, max(config.batch.buckets))
   rows = []
   for row in (encode(source[i]) for i in range(len(source))):

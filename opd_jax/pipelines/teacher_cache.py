@@ -66,7 +66,7 @@ def prepare(config: ml_collections.ConfigDict, asked: teachers.Asked, mesh: Mesh
     that cannot be read; if a row has no response, or its teacher does not exist; and for guarded
     data, since likely tokens tell a text.
   """
-  if builders.is_guarded(config.data.builder, config.data.builder_kw):
+  if builders.is_guarded(config.data):
     raise ValueError(f"teacher_cache would keep tokens of the guarded data set "
                      f"{config.data.builder!r} on disk; set it to ''")
   folder = pathlib.Path(config.teacher_cache).expanduser()

@@ -30,7 +30,7 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
   Raises: ValueError if there is nothing to learn from, or a row names a teacher there is not.
   """
   path = pathlib.Path(workdir, FILE)
-  if builders.is_guarded(config.data.builder, config.data.builder_kw):
+  if builders.is_guarded(config.data):
     rows = list(by_all(config, source, mesh))
   else:
     if not path.is_file():

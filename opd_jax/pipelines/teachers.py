@@ -126,7 +126,7 @@ def check_names(config: ml_collections.ConfigDict) -> None:
   data, names = config.data, tuple(sections(config))
   if not config.teachers and not {"teacher", "teachers"} & set(data.builder_kw):
     return  # the rows have no names, and large data need not be read through
-  for split in (data.train_split, data.eval_split):
-    source = builders.open_source(data.builder, data.builder_kw, split, data.cache)
+  for source in (builders.open_source(data.builder, data.builder_kw, data.train_split, data.cache),
+                 builders.open_eval(data)):
     for i in range(len(source)):
       loader.teacher_id(source[i], names)

@@ -95,13 +95,30 @@ class Guarded:
     return dict(self._rows[index])
 
 
-def is_guarded(name: str, arguments: Mapping[str, Any]) -> bool:
-  """Whether texts and tokens of a data set, and of models about it, must not reach the disk.
+def is_guarded(data: Mapping[str, Any]) -> bool:
+  """Whether texts and tokens of a run's data, and of models about it, must not reach the disk.
 
   Args:
-    name, arguments: `data.builder` and `data.builder_kw`, whose `plain_text` takes the guard away.
+    data: the `data` section: what is learned, or what is asked, may be guarded. plain_text among a
+      builder's arguments takes the guard away.
   """
-  return name in GUARDED and not arguments.get("plain_text", False)
+  return any(name in GUARDED and not arguments.get("plain_text", False)
+             for name, arguments in ((data["builder"], data["builder_kw"]), evaluated(data)))
+
+
+def evaluated(data: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+  """Name and arguments of the data set of which eval_split is a split; mostly that which is learned.
+
+  Args:
+    data: the `data` section.
+  """
+  which = "eval_builder" if data["eval_builder"] else "builder"
+  return data[which], data[f"{which}_kw"]
+
+
+def open_eval(data: Mapping[str, Any]) -> "Source | Guarded":
+  """Opens the split of held-out rows that a `data` section names, as `open_source` does."""
+  return open_source(*evaluated(data), data["eval_split"], data["cache"])
 
 
 def open_source(name: str, arguments: Mapping[str, Any], split: str,
