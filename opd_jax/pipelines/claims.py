@@ -241,8 +241,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     known(f"claims.{name}.before", [x for x in (claim.before, claim.after) if x], stages)
     refuse(bool(claim.before) != bool(claim.after),
            f"claims.{name} has one of `before` and `after`; a gain needs both")
-    refuse(not claim.paired and claim.kind != "difference",
+    refuse(not claim.paired and claim.kind not in ("difference", "recovered"),
            f"claims.{name} is not paired; only a difference can be that")
+    refuse(claim.kind == "recovered" and not claim.after,
+           f"claims.{name} recovers a gap; say from which stage `before` to which `after`")
     refuse(claim.kind == "experts" and claim.effect <= 0,
            f"claims.{name}.effect is {claim.effect:g}; a lead over experts is above 0")
   for name, sweep in config.sweeps.items():

@@ -61,14 +61,14 @@ def of(config: ml_collections.ConfigDict) -> Objective:
   known = {
       "sft": Objective("sft", 1, (), True),
       "dpo": Objective("dpo", 2, (REFERENCE,), True),
-      "eve": Objective("eve", config.rollout.group_size, tuple(filter(None, loss.eve.fields)),
-                       False),
+      "eve": Objective("eve", config.rollout.group_size, tuple(
+          filter(None, loss.eve.fields)) if loss.eve.ratio else (), False),
   }
   if name not in known:
     raise ValueError(f"loss.objective is {name!r}; it must be one of {', '.join(known)}")
   default = configs.offline().loss
   for key, wanted in (("aggregate", "sft"), ("dpo", "dpo"), ("eve", "eve")):
-    if name != wanted and loss[key] != default[key]:
+    if name != wanted and _plain(loss[key]) != _plain(default[key]):
       raise ValueError(f"loss.{key} is {_plain(loss[key])!r}, which has no effect without "
                        f"loss.objective={wanted!r}; set that, or leave loss.{key} at "
                        f"{_plain(default[key])!r}")
@@ -89,6 +89,7 @@ def of(config: ml_collections.ConfigDict) -> Objective:
 
 
 def _plain(value: Any) -> Any:
+  """A section as a dict: two that hold the same may differ in what they are locked against."""
   return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
 
 
@@ -102,6 +103,8 @@ def formula(config: ml_collections.ConfigDict, whose: str) -> str:
             f"{flipped},  h = {loss.dpo.beta:g} (log(p / b)(chosen) - log(p / b)(rejected));  b: "
             f"{config.reference.source}")
   if loss.objective == "eve":
+    if not loss.eve.ratio:
+      return f"loss = mean over responses of -log p, of a prompt's K = {config.rollout.group_size}"
     over = " - ".join(filter(None, loss.eve.fields))
     return (f"loss = mean over responses of -F log p,  F = K softmax over a prompt's "
             f"K = {config.rollout.group_size} responses of {loss.eve.ratio:g} ({over})")
@@ -214,8 +217,8 @@ def grouped(batch: Batch, group: Sequence[Member | None], objective: Objective,
   if objective.name == "dpo":
     return given.replace(reference=column(REFERENCE))
   if objective.name == "eve":
-    wanted, anchor = (column(x) if x else np.zeros((len(group) // size, size), np.float32)
-                      for x in loss.eve.fields)
+    wanted, anchor = (column(x) if x in objective.fields else
+                      np.zeros((len(group) // size, size), np.float32) for x in loss.eve.fields)
     real = fold(np.array([m is not None for m in group]))
     return given.replace(weight=weigh(wanted, anchor, real, loss.eve.ratio))
   return given

@@ -83,10 +83,6 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.keep != "all" and not config.reward.source:
     raise ValueError(f"keep={config.keep!r} chooses by rewards, and reward.source is ''; name a "
                      "reward model's workdir there, 'verifier' or 'implicit'")
-  if config.reward.source == "implicit":
-    if missing := [name for name in config.reward.fields if name and name not in config.scores]:
-      raise ValueError(f"reward.source='implicit' compares {' and '.join(config.reward.fields)}; "
-                       f"add {', '.join(missing)} to `scores`")
   if not config.student.source:
     for name in ("shots", "refine"):
       if config[name].rows:
@@ -210,6 +206,11 @@ def reward(config: ml_collections.ConfigDict, rows: Sequence[tuple[Row, list[Mem
   section = config.reward
   if section.source == "implicit":
     wanted, anchor = section.fields
+    for row, members in rows:
+      for name in filter(None, section.fields):
+        if any(name not in x for x in members):
+          raise ValueError(f"row {row['id']!r} has a response without {name!r}, which "
+                           "reward.source='implicit' compares; add it to `scores`")
     return [(row, [{**x, "reward": section.beta * (x[wanted] - (x[anchor] if anchor else 0.0))}
                    for x in members]) for row, members in rows]
   if section.source == "verifier":

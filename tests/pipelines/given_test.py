@@ -167,6 +167,15 @@ class FormulaTest(parameterized.TestCase):
       np.testing.assert_allclose(given.weigh(weak, anchor, everywhere, ratio),
                                  weights.self_normalized(weak, anchor, ratio), rtol=1e-5, atol=1e-7)
 
+  def test_without_weights_no_numbers_are_needed(self):
+    settings = config("eve", self.create_tempdir().full_path, groups(4), loss=dict(
+        eve=dict(ratio=0.0)))
+    objective = given.of(settings)
+    group = [dict(response="1", prompt_ids=[3, 4], response_ids=[5, 6])] * 3 + [None]
+    found = given.grouped(given.as_batch(group, 8, 0), group, objective, settings.loss)
+    np.testing.assert_array_equal(found.weight, [[1.0, 1.0, 1.0, 0.0]])
+    self.assertIn("-log p, of a prompt's K = 4", given.formula(settings, "the data"))
+
   def test_weights_leave_out_what_is_not_there_and_are_never_nan(self):
     weak = np.array([[0.0, -1e30, 3.0, -2.0], [-900.0, 0.0, -901.0, 0.0], [0.0] * 4], np.float32)
     real = np.array([[True, False, True, True], [True, False, True, False], [False] * 4])

@@ -214,7 +214,7 @@ class RunTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(keep="last"), "keep is 'last'; it must be one of all, best"),
       (dict(keep="best"), "chooses by rewards, and reward.source is ''"),
-      (dict(reward=dict(source="implicit")), "add weak_logprob, weak_reference_logprob to"),
+      (dict(reward=dict(source="implicit")), "a response without 'weak_logprob'"),
       (dict(student=dict(source=""), shots=dict(rows="x.jsonl")), "shots.rows is 'x.jsonl', which"),
       (dict(student=dict(source="")), "brings no `group` of responses, and student.source is ''"),
       (dict(shots=dict(template="{question}")), r"must hold \{response\}"),

@@ -4,6 +4,8 @@
 """
 
 from collections.abc import Iterator
+import itertools
+import json
 from typing import Any
 
 from opd_jax.data.builders import jsonl
@@ -12,11 +14,13 @@ FIELDS = dict(id=str, task=str, level=int, messages=str, answer=str, response=st
               group=str)
 
 
-def splits(*, train: str = "", test: str = "") -> jsonl.Splits:
+def splits(*, train: str = "", test: str = "", rows: int = 0, responses: int = 0) -> jsonl.Splits:
   """Splits over files of rows, rows.jsonl in the workdirs of the runs that made them.
 
   Args:
     train, test: a file, or a folder of them; a split without one does not exist.
+    rows: how many of each split are taken, the first; 0: all.
+    responses: how many of a row's `group` are taken, the first; 0: all.
   Raises: ValueError, when read, naming file, line and field of what is no row.
   """
   def row(record: dict[str, Any], file: Any, number: int) -> dict[str, Any]:
@@ -24,9 +28,14 @@ def splits(*, train: str = "", test: str = "") -> jsonl.Splits:
       if type(record.get(name)) is not kind:
         raise ValueError(f"{file}, line {number}: {name!r} is {record.get(name)!r}; a row of ours "
                          f"has {', '.join(FIELDS)}. For other JSON Lines use data.builder='jsonl'")
-    return {name: record[name] for name in FIELDS}
+    made = {name: record[name] for name in FIELDS}
+    if responses and made["group"]:
+      made["group"] = json.dumps(json.loads(made["group"])[:responses])
+    return made
 
-  return jsonl.by_path(row, train, test, "id")
+  found = jsonl.by_path(row, train, test, "id")
+  return {name: (lambda read=read: itertools.islice(read(), rows or None))
+          for name, read in found.items()}
 
 
 def read(path: str) -> Iterator[dict[str, Any]]:

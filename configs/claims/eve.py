@@ -1,0 +1,226 @@
+"""The claims of EVE (METHODS 6), weak-to-strong learning from student demonstrations, on notes.
+
+    python -m opd_jax.main --config=configs/claims/eve.py --workdir=runs/claims_eve
+
+A weak model with a lead bias, fitted to preferences and aligned by DPO, teaches a strong one that
+was pre-trained on notes of all styles (data/builders/notes). EVE's student learns K samples of the
+strong base, weighted by the weak model's implicit reward; the others learn what the weak model
+wrote, refinements of it, or the same samples by other rules. The cells are in results/eve, the
+tables in RESULTS.md; 2 CPU cores, several sittings.
+
+Forms: full (the default); quick, minutes, the same cells of a few steps and two seeds, with cells
+and tables in the workdir; smoke, for the tests, fewer of them.
+"""
+
+from opd_jax import config as configs
+
+TINY = "opd_jax/tiny/teacher"  # whose tokenizer all have
+PROMPT, FEW_SHOT, RESPONSE, ROW = 26, 93, 16, 40  # tokens; a row is prompt and response
+ROWS = 64  # responses a batch
+
+# By form: updates of the base, of the reward model, of the weak model's SFT and DPO, and of the
+# ceiling's; preferences; prompts that the student learns of; their responses K.
+SIZES = {
+    "": dict(base=1500, gold=300, weak=300, dpo=100, preferences=16_384, prompts=2048, k=4),
+    "quick": dict(base=100, gold=20, weak=100, dpo=10, preferences=256, prompts=64, k=4),
+    "smoke": dict(base=40, gold=2, weak=40, dpo=2, preferences=80, prompts=32, k=4),
+}
+ABOUT = """\
+The weak teacher ({weak}) has learned from preferences about records of which 90% begin with what
+matters, so it states what stands first where it should compare: a systematic error, the same at
+every sampling. The strong base ({strong}) was pre-trained on notes of 72 styles, never tuned to
+gold's, and shown two notes of the weak teacher it mostly continues in their style. Floor of PGR is
+the weak teacher (`weak`), ceiling the base after SFT and DPO on true preferences (`ceiling`). Every
+method makes one pass over {prompts} prompts with {k} responses each, {rows} responses an update,
+from the same base; rewards are gold's on {test} held-out prompts with {samples} samples each, 0
+that of the worst note and 1 that of the best."""
+
+NOTES = """\
+`sft` learns {k} samples of the weak teacher a prompt and not one, so that all methods have the same
+number of responses and updates. `best` learns one of them, the one of the greatest weak reward, and
+makes as many updates by passing over them more often. A response that did not end is left out."""
+
+
+# The points of the sweeps; `eve` is in all of them.
+RATIOS = dict(strong_sft=0.0, ratio_0p25=0.25, ratio_0p5=0.5, eve=1.0, ratio_2=2.0, ratio_4=4.0)
+SAMPLES = dict(eve_k2=2, eve=4, eve_k8=8)
+SCALES = {1: "", 2: "_x2", 4: "_x4"}
+
+
+def notes(kind, train, test=16, **changes):
+  """The task's own rows; methods are evaluated on the same prompts whatever they learn."""
+  return dict(builder="notes", builder_kw=dict(kind=kind, train=train, test=test, **changes))
+
+
+def get_config(arg=""):
+  form = configs.form(arg, "", "quick", "smoke")
+  full, sizes = form == "", SIZES[form]
+  strong, weak = "random:tiny_student", "random:tiny_weak"
+  prompts, k = sizes["prompts"], sizes["k"]
+  samples, most = 2, prompts * max(SCALES)
+  mean = f"eval/mean@{samples}"
+  tested = dict(eval_builder="notes", eval_builder_kw=dict(
+      kind="prompts", train=8, test=256 if full else 16))
+  rollout = dict(prompts=64 if full else 8, max_prompt=PROMPT, max_response=RESPONSE)
+  few_shot = rollout | dict(max_prompt=FEW_SHOT)
+  common = dict(verifier=dict(name="notes"), writers=("jsonl",))
+  judged = dict(prompts=256 if full else 8, samples=samples, ks=(1,), batch=64 if full else 8)
+  trained = dict(
+      log_every=10, checkpoint=dict(every=100_000, keep_last=1, keep_best=0),
+      batch=dict(tokens=ROW * ROWS, buckets=(ROW,), chunk=512 if full else 32), **common)
+
+  def policy(source):
+    """Another stage, or weights at random with the tokenizer that all have."""
+    made = source.startswith("random:")
+    return dict(source=source if made else f"stage:{source}", tokenizer=TINY if made else "")
+
+  def responses(source, group=k, **changes):
+    """Rows that a stage answers, or whose responses are chosen from."""
+    return configs.responses(**dict(
+        student=policy(source) if source else {}, rollout=rollout | dict(group_size=group),
+        batch=dict(tokens=6144, buckets=(ROW, 112), chunk=256 if full else 32), **common) | changes)
+
+  def made(stage, prompts=0, responses=0):
+    """What a stage has made, all or the first of it."""
+    return dict(builder="rows", builder_kw=dict(
+        train=f"stage:{stage}", rows=prompts, responses=responses))
+
+  def learned(source, steps, objective, data, rate, **changes):
+    loss = dict(objective=objective) | changes.pop("loss", {})
+    evaluated = judged | changes.pop("eval", {})
+    return configs.offline(**dict(
+        total_steps=steps, student=policy(source), data=data | tested, loss=loss, eval=evaluated,
+        optimizer=dict(learning_rate=rate, schedule="cosine", warmup_steps=10, b2=0.98),
+        rollout=rollout, export=True, **trained) | changes)
+
+  def aligned(source, data, **changes):
+    """DPO of a model that has learned by SFT, which is its reference."""
+    return learned(source, sizes["dpo"], "dpo", data, 3e-4, reference=policy(source),
+                   loss=dict(dpo=dict(beta=0.1)), **changes)
+
+  def student(objective, data, k=k, scale=1, **changes):
+    """The base after one pass over scale * prompts groups of k responses."""
+    return learned("base", scale * prompts * k // ROWS, objective, data, 1e-3, export=False,
+                   eval=dict(at=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5)), **changes)
+
+  def weighted(stage, ratio=1.0, anchor="weak_reference_logprob", wanted="weak_logprob", k=k,
+               scale=1):
+    """EVE's objective; with ratio 0 all responses count alike."""
+    return student("eve", made(stage, scale * prompts, k), k, scale,
+                   rollout=rollout | dict(group_size=k),
+                   loss=dict(eve=dict(ratio=ratio, fields=(wanted, anchor))))
+
+  asked = dict(data=notes("prompts", 64 + most), skip=64, prompts=most)
+  errors = dict(slips=(0, 1, 2, 3, 4))
+  lenient = dict(min_accuracy=0.55 if full else 0.0)
+  weak_scores = dict(weak_logprob=policy("weak"), weak_reference_logprob=policy("weak_sft"))
+  stages = dict(
+      gold=configs.reward_model(
+          total_steps=sizes["gold"], student=policy(strong), writers=("jsonl",), log_every=10,
+          data=notes("preferences", 40_000 if full else 64, 512, **errors),
+          batch=dict(tokens=2 * ROW * ROWS, buckets=(ROW,), chunk=1024 if full else 32),
+          optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=20, b2=0.98),
+          eval=dict(prompts=512 if full else 16), checkpoint=trained["checkpoint"], **lenient),
+      preferences=responses(
+          "", data=notes("preferences", sizes["preferences"], lead=0.9, **errors),
+          keep="drawn_pair", reward=dict(source="stage:gold", **lenient)),
+      weak_sft=learned(weak, sizes["weak"], "sft", made("preferences"), 3e-3),
+      weak=aligned("weak_sft", made("preferences")),
+      base=learned(
+          strong, sizes["base"], "sft", notes("pretrain", 200_000 if full else 200, shots=0.5),
+          3e-3, **dict(batch=dict(tokens=112 * ROWS if full else 896, buckets=(ROW, 112),
+                                  chunk=2048 if full else 32))),
+      base_few_shot=configs.evaluate(
+          student=policy("base"), data=notes("prompts", 8, 256, shots=1.0), rollout=few_shot,
+          eval=judged, **common),
+      base_alone=configs.evaluate(student=policy("base"), data=notes("prompts", 8, 256),
+                                  rollout=rollout, eval=judged, **common),
+      ceiling_sft=learned("base", sizes["weak"], "sft", notes("sft", 40_000 if full else 80), 1e-3),
+      ceiling=aligned("ceiling_sft", notes("preferences", 8_192 if full else 80, **errors)),
+      demonstrations=responses("weak", 1, data=asked["data"], prompts=64),
+      labels=responses("weak", **asked, scores=dict(
+          strong_logprob=policy("base"), weak_reference_logprob=policy("weak_sft"))),
+      samples=responses("base", max(SAMPLES.values()), **asked, scores=weak_scores,
+                        shots=dict(rows="stage:demonstrations"),
+                        **dict(rollout=few_shot | dict(group_size=max(SAMPLES.values())))),
+      refined=responses("base", **asked | dict(prompts=prompts),
+                        shots=dict(rows="stage:demonstrations"), refine=dict(rows="stage:labels"),
+                        **dict(rollout=few_shot | dict(group_size=k))),
+      best=responses("", data=made("samples", prompts, k), keep="best",
+                     reward=dict(source="implicit")),
+      pairs=responses("", data=made("samples", prompts, k), keep="ranked_pair",
+                      reward=dict(source="implicit")))
+  methods = dict(
+      sft=weighted("labels", 0.0), eve=weighted("samples"),
+      refinement=weighted("refined", 0.0),
+      dpo=student("dpo", made("pairs"), reference=policy("base"), loss=dict(dpo=dict(beta=0.05))),
+      best=student("sft", made("best")), strong_sft=weighted("samples", 0.0),
+      weighted_labels=weighted("labels", wanted="strong_logprob"),
+      bayes=weighted("samples", anchor=""),
+      **{name: weighted("samples", ratio) for name, ratio in RATIOS.items()
+         if name.startswith("ratio")},
+      **{name: weighted("samples", k=count) for name, count in SAMPLES.items() if name != "eve"},
+      **{f"{name}{suffix}": weighted(stage, ratio, scale=scale)
+         for name, stage, ratio in (("sft", "labels", 0.0), ("eve", "samples", 1.0))
+         for scale, suffix in SCALES.items() if suffix})
+  tuned = ("sft", "eve", "refinement", "dpo", "best")
+  seeds = dict.fromkeys(methods, 3) | dict.fromkeys((*tuned, "strong_sft", "weighted_labels"), 5)
+  seeds |= dict(sft=10, eve=10)
+
+  def recovered(text, a, b, paper, effect=0.05, **changes):
+    return dict(text=text, paper=paper, kind="recovered", a=a, b=b, metric=mean, effect=effect,
+                before="weak", after="ceiling", **dict(paired=False) | changes)
+
+  claims = dict(
+      sft=recovered("EVE > SFT on weak labels", "eve", "sft", "up to 25 points of PGR", 0.25,
+                    primary=True),
+      refinement=recovered("EVE > Refinement", "eve", "refinement", "EVE is best"),
+      dpo=recovered("EVE > DPO on the weak reward", "eve", "dpo", "EVE is best"),
+      unweighted=recovered("EVE > SFT on the same samples without weights", "eve", "strong_sft",
+                           "the weights matter (ratio 0 is worse)", paired=True),
+      best=recovered("EVE > SFT on the best of K by the weak reward", "eve", "best",
+                     "one-hot weights are worse"),
+      labels=recovered("Weak samples weighted by the strong base > SFT on them (11.1)",
+                       "weighted_labels", "sft", "above SFT"),
+      peak=dict(text="SFT is at its peak early in the epoch, EVE is not",
+                paper="SFT within the first 10%", a="sft", b="eve", metric="curve/peak",
+                effect=-0.4, paired=False),
+      fall=dict(text="SFT falls from its peak, EVE does not", paper="SFT declines, EVE hardly",
+                a="sft", b="eve", metric="curve/fall", effect=0.02, paired=False,
+                primary=True))
+  if form == "smoke":
+    tuned, methods = ("eve",), {name: methods[name] for name in ("sft", "eve", "dpo")}
+    claims = {name: claims[name] for name in ("sft", "dpo", "fall")}
+    for name in ("refined", "best", "base_few_shot"):
+      del stages[name]
+
+  def sweep(text, parameter, points, paper):
+    """`points`: method -> value."""
+    there = {name: value for name, value in points.items() if name in methods}
+    return dict(text=text, paper=paper, parameter=parameter, points=tuple(there.values()),
+                methods=tuple(there), metrics=(mean, "loss/effective_responses")
+                if parameter != "prompts" else (mean, "curve/fall"))
+
+  sweeps = dict(
+      ratio=sweep("beta / lambda: from no weights to nearly one response", "beta / lambda",
+                  RATIOS, "best near 1"),
+      k=sweep("K, responses a prompt", "K", SAMPLES, "EVE gains"),
+      eve_data=sweep("EVE with more prompts", "prompts", {
+          f"eve{suffix}": scale * prompts for scale, suffix in SCALES.items()}, "EVE gains"),
+      sft_data=sweep("SFT with more prompts", "prompts", {
+          f"sft{suffix}": scale * prompts for scale, suffix in SCALES.items()}, "SFT falls"))
+  suffix = f":{form}" if form else ""
+  return configs.claims(
+      name="eve", title="EVE: weak to strong by student demonstrations and teacher evaluation",
+      about=ABOUT.format(strong=strong, weak=weak, prompts=prompts, k=k, rows=ROWS,
+                         test=judged["prompts"], samples=samples), notes=NOTES.format(k=k),
+      command=f"python -m opd_jax.main --config=configs/claims/eve.py{suffix} "
+              f"--workdir=runs/claims_eve{suffix.replace(':', '_')}",
+      results="results/eve" if full else "", table="RESULTS.md" if full else "",
+      stages=stages, methods=methods,
+      seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
+      tune=dict(methods=tuned, grid=(3e-4, 1e-3, 3e-3) if full else (1e-3,),
+                seeds=(1000, 1001) if full else (1000,), metric=mean,
+                follows={name: "sft" if name.startswith("sft") and "sft" in tuned else "eve"
+                         for name in methods if name not in tuned}),
+      claims=claims, sweeps={name: section for name, section in sweeps.items() if form != "smoke"})
