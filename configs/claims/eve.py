@@ -8,8 +8,9 @@ strong base, weighted by the weak model's implicit reward; the others learn what
 wrote, refinements of it, or the same samples by other rules. The cells are in results/eve, the
 tables in RESULTS.md; 2 CPU cores, several sittings.
 
-Forms: full (the default); quick, minutes, the same cells of a few steps and two seeds, with cells
-and tables in the workdir; smoke, for the tests, fewer of them.
+Forms: full (the default); once, the whole pipeline and each method with one seed, nothing tuned
+(launch/weak_to_strong.sh); quick, minutes, the same of a few steps and two seeds; smoke, for the
+tests, fewer of them. All but the full form leave cells and tables in the workdir.
 """
 
 from opd_jax import config as configs
@@ -53,8 +54,8 @@ def notes(kind, train, test=16, **changes):
 
 
 def get_config(arg=""):
-  form = configs.form(arg, "", "quick", "smoke")
-  full, sizes = form == "", SIZES[form]
+  form = configs.form(arg, "", "once", "quick", "smoke")
+  full, sizes = form in ("", "once"), SIZES["" if form == "once" else form]
   strong, weak = "random:tiny_student", "random:tiny_weak"
   prompts, k = sizes["prompts"], sizes["k"]
   samples, most = 2, prompts * max(SCALES)
@@ -188,6 +189,8 @@ def get_config(arg=""):
       fall=dict(text="SFT falls from its peak, EVE does not", paper="SFT declines, EVE hardly",
                 a="sft", b="eve", metric="curve/fall", effect=0.02, paired=False,
                 primary=True))
+  if form in ("once", "quick"):
+    tuned, methods = tuned[:2] if form == "quick" else (), {name: methods[name] for name in (*tuned, "strong_sft", "weighted_labels")}
   if form == "smoke":
     tuned, methods = ("eve",), {name: methods[name] for name in ("sft", "eve", "dpo")}
     claims = {name: claims[name] for name in ("sft", "dpo", "fall")}
@@ -216,11 +219,12 @@ def get_config(arg=""):
                          test=judged["prompts"], samples=samples), notes=NOTES.format(k=k),
       command=f"python -m opd_jax.main --config=configs/claims/eve.py{suffix} "
               f"--workdir=runs/claims_eve{suffix.replace(':', '_')}",
-      results="results/eve" if full else "", table="RESULTS.md" if full else "",
+      results="" if form else "results/eve", table="" if form else "RESULTS.md",
       stages=stages, methods=methods,
-      seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
+      seeds={name: tuple(range({"": seeds[name], "once": 1}.get(form, 2))) for name in methods},
       tune=dict(methods=tuned, grid=(3e-4, 1e-3, 3e-3) if full else (1e-3,),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: "sft" if name.startswith("sft") and "sft" in tuned else "eve"
-                         for name in methods if name not in tuned}),
-      claims=claims, sweeps={name: section for name, section in sweeps.items() if form != "smoke"})
+                         for name in methods if tuned and name not in tuned}),
+      claims=claims, sweeps={name: sweep for name, sweep in sweeps.items()
+                             if form == ""})

@@ -152,6 +152,15 @@ def gap(found: Measured, claim: ml_collections.ConfigDict) -> float:
   return ceiling - floor
 
 
+def recovered(found: Measured, claim: ml_collections.ConfigDict, method: str) -> list[float]:
+  """PGR of a method by seed: which share of the gap of a claim it has closed; [] without a gap."""
+  whole = gap(found, claim)
+  if not whole > 0.0:
+    return []
+  floor = of_stage(found.stages[claim.before], claim.metric)
+  return [(value - floor) / whole for value in by_seed(found, method, claim.metric).values()]
+
+
 def gap_error(found: Measured, claim: ml_collections.ConfigDict) -> float:
   """The 95% half-interval of `gap` over the prompts of both evaluations."""
   return 1.96 * math.hypot(*(metric(found.stages[name], "eval/error")

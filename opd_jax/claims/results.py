@@ -161,6 +161,7 @@ def methods(config: ml_collections.ConfigDict, found: Measured) -> str:
   """What each method reached, and what it was given."""
   name, rows = config.tune.metric, []
   weighted = any("loss/weight" in cell["metrics"] for cell in found.cells)
+  ends = next((claim for claim in config.claims.values() if claim.kind == "recovered"), None)
   for method in config.methods:
     cells = list(found.methods.get(method, {}).values())
     broken = sum("diverged" in cell for cell in cells)
@@ -169,13 +170,15 @@ def methods(config: ml_collections.ConfigDict, found: Measured) -> str:
     rows.append([
         f"`{method}`", "" if value is None else f"{value:g}",
         within(statistics.interval(list(by_seed(found, method, name).values())), number_of(name)),
+        *([within(statistics.interval(contrasts.recovered(found, ends, method)), points)]
+          if ends else []),
         *([plain(sum(weights) / len(weights)) if weights else "-"] if weighted else []),
         *(span([cell[key] for cell in cells])
           for key in ("updates", "rows", "student_tokens", "teacher_tokens", "wall_s")),
         ", ".join(map(str, found.methods.get(method, ())))
         + f" ({broken} diverged)" * bool(broken)])
   return table(("method", config.tune.key.split(".")[-1], f"{labeled(name)}, 95%",
-                *["mean weight of a token"] * weighted, "updates", "rows an update",
+                *["PGR (points), 95%"] * bool(ends), *["mean weight of a token"] * weighted, "updates", "rows an update",
                 "student tokens", "teacher tokens", "seconds a cell", "seeds"), rows)
 
 

@@ -18,6 +18,22 @@ class AreaTest(absltest.TestCase):
     self.assertTrue(math.isnan(measured.area([(100, 0.5)])))
 
 
+class CurveTest(absltest.TestCase):
+
+  def test_where_a_curve_is_highest_and_how_far_it_falls(self):
+    curve = [(1, 0.3), (10, 0.6), (50, 0.6), (100, 0.45)]
+    self.assertEqual(measured.peak(curve, 100), 0.1)
+    self.assertAlmostEqual(measured.fall(curve), 0.15)
+    rising = [(1, 0.3), (100, 0.6)]
+    self.assertEqual((measured.peak(rising, 100), measured.fall(rising)), (1.0, 0.0))
+    self.assertTrue(math.isnan(measured.fall([])))
+
+  def test_the_error_of_a_mean_is_that_over_prompts(self):
+    records = [dict(rewards=x) for x in ([0.0, 1.0], [1.0, 1.0], [0.0, 0.0])]  # 0.5, 1, 0
+    self.assertAlmostEqual(measured.error(records), 0.5 / math.sqrt(3))
+    self.assertTrue(math.isnan(measured.error(records[:1])))
+
+
 class ReaderTest(absltest.TestCase):
 
   def test_no_number_comes_from_the_module_that_judges_numbers(self):

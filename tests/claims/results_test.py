@@ -147,6 +147,30 @@ class RenderTest(absltest.TestCase):
     del start["sorter"]
     self.assertEqual(verdict(measured(stages=start)), "open")
 
+  def test_what_is_recovered_of_a_gap(self):
+    """PGR from 0.3 to 0.5: 0.4, 0.41, 0.42 are 50, 55 and 60 points, 0.5, 0.52, 0.54 100 to 120."""
+    config = make(claims=dict(gap=dict(
+        text="more", kind="recovered", a="new", b="old", metric=MEAN, effect=0.25,
+        before="base", after="sorter")))
+    stages = dict(base=cell("base", 0.3), sorter=cell("sorter", 0.5))
+    for error, verdict in ((0.01, "**reproduced**"), (0.02, "**no gap**")):
+      for stage in stages.values():  # the gap's half-interval: 1.96 sqrt(2) error, 4 times in 0.2?
+        stage["metrics"]["eval/error"] = error
+      text = results.render(config, measured(stages=stages), [])
+      # Differences of PGR: 50, 55, 60 points: 55 -+ 4.303 * 5 / sqrt(3).
+      self.assertEqual(row(text, "more")[2:], [
+          "`new` - `old`, points of PGR, from `base` to `sorter`", "+25.0",
+          "+55.0 [+42.6, +67.4]", "3", verdict])
+    self.assertEqual(row(text, "`old`")[3], "55.0 [42.6, 67.4]")
+    self.assertIn("floor) / (ceiling - floor)", text)
+    self.assertNotIn("gain of the teacher", text)
+    upside_down = dict(base=stages["sorter"], sorter=stages["base"])
+    text = results.render(config, measured(stages=upside_down), [])
+    self.assertEqual(row(text, "more")[4:], ["-", "0", "**no gap**"])
+    self.assertEqual(row(text, "`old`")[3], "-")
+    text = results.render(config, measured(stages={}), [])
+    self.assertIn("open", row(text, "more")[6])
+
   def test_every_expert_is_to_be_beaten_where_it_is_one(self):
     text = results.render(make(), measured(), [])
     # Leads: sort 0.10 thrice; count 0.10, 0.05, 0.00. An expert's error, of 100 prompts a domain

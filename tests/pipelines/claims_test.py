@@ -283,7 +283,7 @@ class SittingTest(parameterized.TestCase):
         claims.run(config, self.create_tempdir().full_path)
     worker.assert_not_called()
 
-  @parameterized.product(name=("g_opd", "iw_opd", "mopd"), form=("", "quick", "smoke"))
+  @parameterized.product(name=("eve", "g_opd", "iw_opd", "mopd"), form=("", "quick", "smoke"))
   def test_the_configs_are_sound(self, name, form):
     config = load(name, form)
     configs.validate(config)

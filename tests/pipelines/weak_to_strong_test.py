@@ -1,0 +1,80 @@
+"""launch/weak_to_strong.sh: from nothing to the table, and on from wherever it was."""
+
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+
+from absl.testing import absltest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def read(folder, name):
+  return [json.loads(line) for line in pathlib.Path(folder, name).read_text().splitlines()]
+
+
+@absltest.skipUnless((ROOT / ".venv").exists(), "the launch scripts need .venv")
+class LaunchTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.notes = cls.launch()
+
+  @classmethod
+  def launch(cls):
+    done = subprocess.run(["bash", "launch/weak_to_strong.sh", "smoke", cls.workdir], cwd=ROOT,
+                          capture_output=True, text=True, env=os.environ | {
+                              "JAX_PLATFORMS": "cpu"})
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout
+
+  def stage(self, name):
+    return pathlib.Path(self.workdir, "stages", name)
+
+  def test_1_every_stage_reads_what_another_has_left(self):
+    self.assertIn("19 of 19 cells", self.notes)
+    groups = [json.loads(row["group"]) for row in read(self.stage("samples"), "rows.jsonl")]
+    self.assertNotEmpty(groups)
+    for member in (member for group in groups for member in group):
+      self.assertLess(member["weak_logprob"], 0.0)
+      self.assertLess(member["weak_reference_logprob"], 0.0)
+    # The base was shown what the weak model had written, and never gold's.
+    shown = read(self.stage("demonstrations"), "rows.jsonl")
+    self.assertTrue(all(row["response"] for row in shown))
+    asked = {row["id"] for row in read(self.stage("samples"), "rows.jsonl")}
+    self.assertEmpty(asked & {row["id"] for row in shown})
+    for row in read(self.stage("pairs"), "rows.jsonl"):
+      first, second = json.loads(row["group"])
+      self.assertGreaterEqual(first["reward"], second["reward"])
+      self.assertAlmostEqual(first["reward"], first["weak_logprob"]
+                             - first["weak_reference_logprob"], places=4)
+    table = pathlib.Path(self.workdir, "RESULTS.md").read_text()
+    self.assertIn("PGR (points), 95%", table)
+    self.assertIn("EVE > SFT on weak labels", table)
+
+  def test_2_a_manifest_says_what_each_rests_on(self):
+    found = json.loads(pathlib.Path(self.workdir, "results/methods/eve-s0.json").read_text())
+    self.assertEqual(found["identity"]["models"].keys(), {"stage:base", "stage:samples"})
+    samples = json.loads(pathlib.Path(self.workdir, "results/stages/samples.json").read_text())
+    self.assertEqual(found["identity"]["models"]["stage:samples"], samples["left"])
+    self.assertEqual(samples["identity"]["models"].keys(), {
+        "stage:base", "stage:demonstrations", "stage:weak", "stage:weak_sft"})
+    self.assertLen(found["curve"], 2)  # of two updates, whose shares fall together
+
+  def test_3_what_is_gone_is_made_again_and_nothing_else(self):
+    left = (self.stage("samples") / "rows.jsonl").read_bytes()
+    (self.stage("samples") / "rows.jsonl").unlink()
+    pathlib.Path(self.workdir, "results/methods/eve-s1.json").unlink()
+    notes = self.launch()
+    self.assertEqual([line.split(":")[0] for line in notes.splitlines() if " s" in line
+                      and line.startswith(("stages/", "methods/", "tune/"))],
+                     ["stages/samples", "methods/eve-s1"])
+    self.assertEqual((self.stage("samples") / "rows.jsonl").read_bytes(), left)
+
+
+if __name__ == "__main__":
+  absltest.main()
