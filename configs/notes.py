@@ -2,21 +2,19 @@
 
     python -m opd_jax.main --config=configs/notes.py --workdir=runs/notes
     python -m opd_jax.main --config=configs/notes.py:base --workdir=runs/notes_base
-    python -m opd_jax.main --config=configs/notes.py:reward --workdir=runs/notes_reward
 
 The task, its gold reward and the design are in data/builders/notes and verifiers/notes.py. Forms:
 the default fits a model without any training to the best notes, a check that they can be learned;
 base pre-trains the strong model on notes of all styles, with two demonstrations in the prompt or
-without; reward fits a reward model to preferences drawn by the gold reward. eval/mean@4 is the mean
-gold reward on test prompts, 0 that of the worst note and 1 that of the best; pass@1 counts the best
-alone (base: with two demonstrations).
+without. eval/mean@4 is the mean gold reward on test prompts, 0 that of the worst note and 1 that of
+the best; pass@1 counts the best alone (base: with two demonstrations).
 """
 
 from opd_jax import config as configs
 
 
 def get_config(arg=""):
-  form = configs.form(arg, "", "base", "reward", "smoke")
+  form = configs.form(arg, "", "base", "smoke")
   smoke, base = form == "smoke", form == "base"
   data = lambda kind, **kw: dict(builder="notes", builder_kw=dict(
       kind=kind, train=200 if smoke else 200_000, test=512, **kw))
@@ -26,12 +24,6 @@ def get_config(arg=""):
       optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.98),
       log_every=1 if smoke else 20,
   )
-  if form == "reward":
-    return configs.reward_model(
-        total_steps=300, student=dict(source="workdir:runs/notes"),
-        data=data("preferences", slips=(0, 1, 2, 3, 4)),
-        eval=dict(prompts=512, every=100), checkpoint=dict(every=100),
-        **(common | dict(optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=20))))
   return configs.offline(
       total_steps=2 if smoke else 6000 if base else 700,
       student=dict(source="random:tiny_teacher" if base else "random:tiny_student",

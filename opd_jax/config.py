@@ -213,6 +213,8 @@ def offline(**changes: Any) -> ConfigDict:
           chunk=2048,                # rows sorted into buckets at a time
       )),
       reference=_policy(""),         # of dpo: mostly the student's own source
+      scores=ConfigDict(),           # field -> a section like `student`, whose log-probability of
+                                     # each response it names; none: the data brings the fields
       loss=ConfigDict(dict(
           objective="sft",           # of groups of responses "dpo", "eve": pipelines/given.py
           aggregate="token_mean",    # of sft: or "sequence_mean", "sequence_sum"

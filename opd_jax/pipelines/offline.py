@@ -168,9 +168,11 @@ def language_model(config: ml_collections.ConfigDict, student: policies.Policy, 
     policies.check_rows("rollout.prompts x rollout.group_size",
                         config.rollout.prompts * config.rollout.group_size, mesh)
     source = teacher_samples.of(config, source, mesh, workdir)
-  if objective.name == "dpo":
+  if asking := {**config.scores} | ({given.REFERENCE: config.reference} if config.reference.source
+                                    else {}):
     given.survey(source, objective._replace(fields=()))  # a bad row is named before all are asked
-    source = scoring.of(config, config.reference, given.REFERENCE, source, mesh, workdir)
+    for field, section in asking.items():
+      source = scoring.of(config, section, field, source, mesh, workdir)
   verify = stack.enter_context(verifiers.make(**config.verifier))
 
   def finish(params: Any, scores: dict[str, float]) -> None:

@@ -54,11 +54,15 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
     field: the name of the number, and of the file WORKDIR/FIELDs.jsonl.
     source: rows with a `group`.
     mesh: rows are spread over its `data` axis.
+  Raises: ValueError if the workdir has numbers of other weights.
   """
+  key = keys.at(keys.root(config.seed), "init")
+  stages.begin_with(pathlib.Path(workdir), f"weights asked for {field}",
+                    policies.fingerprint(section, key))
+
   @functools.cache
   def ask():
-    root = keys.root(config.seed)
-    policy = policies.load(section, config.model, keys.at(root, "init"), mesh)
+    policy = policies.load(section, config.model, key, mesh)
     progress.note(f"{section.source} is asked about {len(source)} rows of the data, for {field}")
     function = jax.jit(functools.partial(totals, policy.model, config.loss.micro_batches))
     return policy.tokenizer, functools.partial(function, policy.params)

@@ -252,6 +252,22 @@ class RunTest(parameterized.TestCase):
       self.assertTrue(math.isfinite(line["update/gradient_norm"]))
       self.assertBetween(line["loss/effective_responses"], 1.0, 4.0)
 
+  def test_eve_asks_for_the_numbers_that_the_data_does_not_bring(self):
+    made = [[dict(response=m["response"]) for m in group] for group in groups(4)]
+    asking = dict(scores=dict(weak_logprob=dict(source="tiny:teacher"),
+                              weak_reference_logprob=dict(source="tiny:weak")))
+    workdir = self.workdir()
+    run(config("eve", self.folder, made, total_steps=2, **asking), workdir)
+    found = [stages.read(pathlib.Path(workdir, f"{name}s.jsonl"))
+             for name in ("weak_logprob", "weak_reference_logprob")]
+    told = {a["id"]: [dict(response=m["response"], weak_logprob=x, weak_reference_logprob=y)
+                      for m, x, y in zip(group, a["logprobs"], b["logprobs"])]
+            for a, b in zip(*found) for group in [made[int(a["id"][1:])]]}
+    other = self.workdir()  # the same, with the numbers brought by the data
+    run(config("eve", self.folder, [told[f"r{i}"] for i in range(12)], total_steps=2), other)
+    for key, value in weights_of(workdir).items():
+      np.testing.assert_array_equal(value, weights_of(other)[key], err_msg=key)
+
   def test_data_without_a_usable_response_is_an_error(self):
     made = groups(4, rows=4)
     for member in sum(made, []):
@@ -267,6 +283,7 @@ class RunTest(parameterized.TestCase):
       ("dpo", 2, dict(reference=dict(source="")), "reference.source ''; DPO needs a reference"),
       ("eve", 4, dict(reference=dict(source="tiny:weak")), "others have no use for one"),
       ("eve", 4, dict(teacher=dict(source="tiny:weak")), "learned by 'sft' alone"),
+      ("eve", 4, dict(scores=dict(logprob=dict(source="tiny:weak"))), "does not read; it reads weak"),
       ("best", 4, {}, "loss.objective is 'best'; it must be one of sft, dpo, eve"),
   )
   def test_what_cannot_be_learned_is_named(self, name, size, changes, message):
