@@ -65,7 +65,7 @@ def stack(block: type[nn.Module], config: ModelConfig, dtype: Any, remat: str,
 
 
 class Block(nn.Module):
-  """One pre-norm layer: attention, then MLP or mixture of them, each added to the residual stream."""
+  """One pre-norm layer: attention, then one MLP or several, each added to the residual stream."""
 
   config: ModelConfig
   dtype: Any
