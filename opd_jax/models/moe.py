@@ -244,7 +244,7 @@ def mixture(x: Array, logits: Array, kernels: tuple[Array, Array, Array], count:
                        axis_names=axes)(x, logits, kernels)
 
 
-class Mixture(nn.Module):
+class Experts(nn.Module):
   """A router and E gated MLPs; takes the place of `layers.GatedMLP`."""
 
   config: ModelConfig
