@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from flax import traverse_util
 import jax
 from jax import Array
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -140,9 +139,7 @@ def _fetch(array: Any, layer: int | None) -> np.ndarray:
   """One layer of an array, or all of it, on the host, wherever its shards live."""
   if layer is not None:
     array = _layer(array, layer)
-  if isinstance(array, jax.Array) and not array.is_fully_addressable:
-    array = multihost_utils.process_allgather(array, tiled=True)
-  return np.asarray(array)
+  return sharding.fetch(array)
 
 
 class SavesTokenizer(Protocol):

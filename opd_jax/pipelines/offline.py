@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -12,7 +11,8 @@ from jax import Array
 import ml_collections
 import numpy as np
 
-from opd_jax import compilations, keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax import (compilations, distributed, keys, preemption, progress, sharding, train_state,
+                     verifiers)
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, loader
 from opd_jax.data import tokenizer as tokenizers
@@ -82,8 +82,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     for step in range(first_step, config.total_steps):
       length, rows = next(data)
-      batch = jax.device_put(as_batch(rows, length, student.tokenizer.pad_id),
-                             sharding.of_batch(mesh))
+      batch = sharding.put(as_batch(rows, length, student.tokenizer.pad_id),
+                           sharding.of_batch(mesh))
       state, metrics = train_step(state, batch, None)
       if previous:  # finished by now: looking at it holds nothing up
         train_state.check_finite(*previous)
@@ -114,11 +114,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         progress.note(f"SIGTERM: saved after {done} updates; the same command goes on from here")
         return
     last = f"step_{config.total_steps:06d}"
-    if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
+    if not evaluation.is_there(workdir, last):  # total_steps was lowered
       writer.write(config.total_steps, evaluation.named(evaluate(state.params, last)))
-  progress.report(workdir)
   if config.export:
     hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
+  if not distributed.is_first():
+    return
+  progress.report(workdir)
   scores = evaluation.read(workdir, last)
   progress.table("result", ("", *scores), [("student", *(f"{v:.3f}" for v in scores.values()))])
 
@@ -140,8 +142,7 @@ def open_batches(config: ml_collections.ConfigDict, source: Any,
   length = lambda row: len(row["prompt_ids"]) + len(row["response_ids"])
   chunks = loader.Batches(
       source, config.batch.chunk, transform=loader.encode_answered(tokenizer),
-      fits=lambda row: length(row) <= max(config.batch.buckets), seed=config.seed,
-      process_index=jax.process_index(), process_count=jax.process_count())
+      fits=lambda row: length(row) <= max(config.batch.buckets), seed=config.seed)
   return loader.BucketedBatches(chunks, length, config.batch.buckets, config.batch.tokens,
                                 config.seed)
 
