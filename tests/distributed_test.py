@@ -15,9 +15,12 @@ import time
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+import jax
 import numpy as np
 
-from opd_jax import distributed, main, pipelines
+from opd_jax import distributed, keys, main, pipelines, sharding
+from opd_jax.data import loader
+from opd_jax.models import hf, source
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Adam divides a gradient by its size; with eps far above every gradient errors stay small.
@@ -25,8 +28,7 @@ SETTINGS = (
     "rollout.prompts=8", "rollout.max_response=16", "eval.prompts=8", "eval.batch=8",
     "eval.samples=1", "eval.ks=1", "optimizer.schedule=constant", "optimizer.warmup_steps=0",
     "optimizer.learning_rate=1.0", "optimizer.eps=10.0", "checkpoint.every=1",
-    "checkpoint.best_metric=eval/mean@1", "evaluate_teachers=False", "export=False",
-    "writers=jsonl")
+    "checkpoint.best_metric=eval/mean@1", "evaluate_teachers=False", "writers=jsonl")
 
 
 def free_port():
@@ -90,6 +92,11 @@ class RunTest(absltest.TestCase):
       for name, value in other.items():
         np.testing.assert_allclose(one[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
+  def assert_exported_as_saved(self, workdir):
+    mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
+    saved = source.load(f"workdir:{workdir}", keys.root(0), mesh).params
+    jax.tree.map(np.testing.assert_array_equal, saved, hf.import_hf(f"{workdir}/export"))
+
   def test_two_processes_equal_one_through_kills_and_other_meshes(self):
     alone, many = (self.create_tempdir().full_path for _ in range(2))
     started = run(many, 90, processes=2, devices=4)
@@ -116,6 +123,8 @@ class RunTest(absltest.TestCase):
     for steps, processes, devices in ((last + 1, 2, 4), (last + 2, 1, 8), (last + 3, 1, 1)):
       said = self.finish(run(many, steps, processes, devices))
       self.assertRegex(said[0], "resuming after [1-9]")
+      if processes > 1:
+        self.assert_exported_as_saved(many)
     self.finish(run(alone, last + 3, processes=1, devices=8))
     learned = lambda workdir: [line for line in lines(workdir) if "loss/total" in line]
     self.assertEqual([line["step"] for line in learned(many)], [*range(1, last + 4)])
@@ -192,7 +201,6 @@ class TalkTest(absltest.TestCase):
     self.assertIn("pipeline 'opcd' runs in one process, and here are 2", found["peers"])
     self.assertIsNone(found["opd"])
     # The rows are those of one process, in its order, and both have worked on them.
-    from opd_jax.data import loader
     alone = loader.Batches([dict(n=i) for i in range(11)], 4, seed=3,
                            fits=lambda row: row["n"] != 5, transform=lambda row: row)
     self.assertEqual(found["rows"], [row["n"] for _ in range(6) for row in next(alone)])

@@ -55,7 +55,8 @@ class DryRunTest(parameterized.TestCase):
     path = folder_with(room / "bin", **{
         name: f"#!/bin/sh\ntouch {room}/called\n" for name in FORBIDDEN})
     env = {"PATH": f"{path}:/usr/bin:/bin", "DRY_RUN": "1", **settings}
-    done = subprocess.run(["/bin/bash", *command], cwd=ROOT, capture_output=True, text=True, env=env)
+    done = subprocess.run(["/bin/bash", *command], cwd=ROOT, env=env, capture_output=True,
+                          text=True)
     self.assertEqual(done.returncode, code, done.stderr)
     self.assertFalse((room / "called").exists())
     return [line.removeprefix("+ ") for line in done.stderr.splitlines()]
