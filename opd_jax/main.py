@@ -3,12 +3,14 @@
 Any key can be changed on the command line: --config.optimizer.learning_rate=3e-5
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import re
 import sys
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
@@ -17,7 +19,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from opd_jax import config as configs
-from opd_jax import host_memory
+from opd_jax import distributed, host_memory, progress
 from opd_jax.pipelines import pick
 
 # What may change when a workdir is resumed; anything else would make it another run. Of these,
@@ -40,14 +42,28 @@ def main(argv: list[str]) -> None:
   jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
   try:
     configs.validate(config)
+    distributed.initialize()
+    progress.console.quiet = not distributed.is_first()
     pipeline = pick(config.pipeline)
-    with locked(workdir):
-      remember(config, workdir)
+    distributed.check_alike("config", config.to_json())
+    with contextlib.ExitStack() as stack:
+      distributed.of_first(lambda: stack.enter_context(locked(workdir)))
+      distributed.check_shared(workdir)
+      distributed.of_first(lambda: remember(config, workdir))
       pipeline.run(config, workdir)
   except (ValueError, FloatingPointError, OSError) as error:
     logging.debug("where it happened", exc_info=True)
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    print(f"{distributed.who()}error: {error}", file=sys.stderr)
+    distributed.leave(2)
+  except Exception as error:
+    if distributed.count() == 1:
+      raise
+    traceback.print_exc()
+    last = str(error).strip().splitlines() or [repr(error)]
+    print(f"{distributed.who()}error: this process cannot go on, and with it all end: {last[0]}\n"
+          "If another one was lost, the same command goes on from the last checkpoint.",
+          file=sys.stderr)
+    distributed.leave(1)
 
 
 class locked:

@@ -10,7 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 RULES: dict[str, str | None] = {
     "batch": "data",
@@ -109,6 +111,26 @@ def of_batch(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, where: NamedSharding) -> Any:
+  """Arrays laid out on the mesh; numpy arrays are the same, and whole, in all processes."""
+  if where.is_fully_addressable:
+    return jax.device_put(tree, where)
+
+  def one(x):
+    if isinstance(x, jax.Array):
+      return jax.device_put(x, where)
+    # device_put would have the processes compare their copies.
+    return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
+  return jax.tree.map(one, tree)
+
+
+def fetch(x: Any) -> np.ndarray:
+  """An array, whole, as numpy. If it is spread over processes, all must call this together."""
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
 
 
 def to_host(tree: Any) -> Any:

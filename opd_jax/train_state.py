@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from opd_jax import sharding
+from opd_jax import distributed, sharding
 from opd_jax.rollouts import batch as batches
 
 
@@ -171,9 +171,10 @@ def check_finite(metrics: dict[str, Array], batch: Any, workdir: str, step: int,
     return
   path = pathlib.Path(workdir) / f"bad_batch_step_{step:06d}.npz"
   left = {"ids": np.asarray(ids)} if ids is not None else {
-      jax.tree_util.keystr(name).strip("."): np.asarray(value)
+      jax.tree_util.keystr(name).strip("."): sharding.fetch(value)
       for name, value in jax.tree.leaves_with_path(batch)}
-  np.savez(path, **left)
+  if distributed.is_first():
+    np.savez(path, **left)
   raise FloatingPointError(
       f"update {step}: the loss is {loss} and the gradient norm {norm}. The update was not made; "
       f"the last checkpoint is good, and the batch is in {path}. Lower optimizer.learning_rate or "

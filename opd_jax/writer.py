@@ -8,6 +8,8 @@ import uuid
 
 import ml_collections
 
+from opd_jax import distributed
+
 WRITERS = ("jsonl", "tensorboard", "wandb")
 
 
@@ -29,6 +31,8 @@ class Writer:
       raise ValueError(f"writers has {sorted(unknown)}; it may hold {', '.join(WRITERS)}")
     folder = pathlib.Path(workdir)
     self._jsonl = self._tensorboard = self._wandb = None
+    if not distributed.is_first():  # all processes have the same metrics
+      return
     if "jsonl" in config.writers:
       path = folder / "metrics.jsonl"
       # Without a checkpoint the run begins again, and its first evaluation with it.

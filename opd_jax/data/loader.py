@@ -1,13 +1,14 @@
-"""From rows on disk to the batches of a run: shuffling, sharding by process, exact resume."""
+"""From rows on disk to the batches of a run: shuffling, shared work, exact resume."""
 
 from collections.abc import Callable, Iterator, Sequence
-import copy
+from concurrent import futures
 import json
 import random
 from typing import Any
 
 import grain
 
+from opd_jax import distributed
 from opd_jax.data.tokenizer import Tokenizer
 
 Row = dict[str, Any]
@@ -78,27 +79,27 @@ class Numbered:
 class Batches:
   """Endless lists of rows; `state` / `restore` resume exactly, across epochs too.
 
-  Rows for which `fits` is false are dropped, never cut, and counted in `dropped`.
+  Rows for which `fits` is false are dropped, never cut, and counted in `dropped`. There is one
+  order of rows however many processes there are: each reads and transforms its share of them, and
+  all get all. Each reads ahead, in a thread, what it expects to be its share of the next list.
 
-  Raises: ValueError if there is no row for this process, or none that fits.
+  Raises: ValueError if there is no row, or none that fits.
   """
 
   def __init__(self, source: Any, size: int, *, transform: Callable[[Row], Row],
-               fits: Callable[[Row], bool], seed: int, shuffle: bool = True,
-               process_index: int = 0, process_count: int = 1):
+               fits: Callable[[Row], bool], seed: int, shuffle: bool = True):
     dataset = grain.MapDataset.source(source).seed(seed)
     if shuffle:
       dataset = dataset.shuffle()
-    if len(source) < process_count:
-      raise ValueError(f"the data has {len(source)} rows for {process_count} processes; each "
-                       "needs at least one")
+    if not len(source):
+      raise ValueError("the data has no rows; choose another split, or other data")
     # Twice through the data without a fit: then no row fits. Of large data a part must do.
     self._patience = min(2 * len(source), 10_000)
-    # Each process reads every process_count-th row of the same global order.
-    dataset = dataset[process_index::process_count].map(transform).repeat()
-    self._rows = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
+    self._rows = dataset.map(transform).repeat()
     self._size, self._fits = size, fits
-    self.dropped = 0
+    self._next, self.dropped = 0, 0
+    self._reader = futures.ThreadPoolExecutor(1)
+    self._ahead: tuple[range, futures.Future[list[Row]]] | None = None
 
   def __iter__(self) -> Iterator[list[Row]]:
     return self
@@ -106,26 +107,37 @@ class Batches:
   def __next__(self) -> list[Row]:
     rows, misses = [], 0
     while len(rows) < self._size:
-      row = next(self._rows)
-      if self._fits(row):
-        rows.append(row)
-        misses = 0
-      else:
+      places = range(self._next, self._next + self._size - len(rows))
+      self._next = places.stop
+      for row in distributed.each(self._read, places):
+        if self._fits(row):
+          rows.append(row)
+          misses = 0
+          continue
         self.dropped += 1
         misses += 1
         if misses >= self._patience:
           raise ValueError(f"{misses:,} rows in a row were dropped as too long: raise "
                            "rollout.max_prompt (or batch.buckets), or choose other data")
+    soon = distributed.share(range(self._next, self._next + self._size))
+    self._ahead = soon, self._reader.submit(self._transformed, soon)
     return rows
 
+  def _read(self, places: range) -> list[Row]:
+    if self._ahead and self._ahead[0] == places:
+      return self._ahead[1].result()
+    return self._reader.submit(self._transformed, places).result()
+
+  def _transformed(self, places: range) -> list[Row]:
+    return [self._rows[place] for place in places]
+
   def state(self) -> dict[str, Any]:
-    """Everything needed to go on from here, as JSON."""
-    # A deep copy: grain hands out its live state.
-    return {"rows": copy.deepcopy(self._rows.get_state()), "dropped": self.dropped}
+    """Everything needed to go on from here, as JSON, with any number of processes."""
+    return {"rows": {"next_index": self._next}, "dropped": self.dropped}
 
   def restore(self, state: dict[str, Any]) -> None:
     """Goes back to where `state` was taken."""
-    self._rows.set_state(state["rows"])
+    self._next = state["rows"]["next_index"]
     self.dropped = state["dropped"]
 
 

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from opd_jax import keys
+from opd_jax import distributed, keys, sharding
 from opd_jax.data.tokenizer import Tokenizer
 from opd_jax.evals import metrics
 from opd_jax.rollouts import batch as batches
@@ -44,9 +44,11 @@ def evaluate(config: ml_collections.ConfigDict, rows: Sequence[dict[str, Any]], 
                               tokenizer.pad_id,
                               [row.get("teacher_id", 0) for row in part + filler])
     rollout = sample(params, prompts, jax.random.fold_in(key, start))
-    kl = None if reverse_kl is None else np.asarray(reverse_kl(params, rollout))
-    response, mask = np.asarray(rollout.response), np.asarray(rollout.mask)
-    for i, row in enumerate(part):
+    kl = None if reverse_kl is None else sharding.fetch(reverse_kl(params, rollout))
+    response, mask = sharding.fetch(rollout.response), sharding.fetch(rollout.mask)
+
+    def judge(i: int) -> dict[str, Any]:
+      row = part[i]
       group = range(i * samples, (i + 1) * samples)
       texts = [tokenizer.decode(response[j][mask[j]].tolist()) for j in group]
       verdicts = verify(texts, [row["answer"]] * samples)
@@ -58,7 +60,9 @@ def evaluate(config: ml_collections.ConfigDict, rows: Sequence[dict[str, Any]], 
       if kl is not None:
         record["reverse_kl"] = float((kl[group.start:group.stop] * mask[group.start:group.stop])
                                      .sum() / lengths.sum())
-      records.append(record)
+      return record
+
+    records += distributed.each(lambda numbers: list(map(judge, numbers)), range(len(part)))
   return summarize(records, config.ks), records
 
 

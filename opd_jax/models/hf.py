@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from flax import traverse_util
 import jax
 from jax import Array
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -139,11 +138,7 @@ def _part(stack: Array, at: tuple[int, ...]) -> Array:
 
 def _fetch(array: Any, at: tuple[int, ...]) -> np.ndarray:
   """One layer of an array, or an expert of it, or all, on the host, wherever its shards live."""
-  if at:
-    array = _part(array, at)
-  if isinstance(array, jax.Array) and not array.is_fully_addressable:
-    array = multihost_utils.process_allgather(array, tiled=True)
-  return np.asarray(array)
+  return sharding.fetch(_part(array, at) if at else array)
 
 
 class SavesTokenizer(Protocol):

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from opd_jax import config as configs
+from opd_jax import distributed
 
 PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
@@ -20,10 +21,20 @@ PIPELINES = {
     "claims": "opd_jax.pipelines.claims",
 }
 
+# Those that several processes can run together.
+SEVERAL = ("opd", "peers", "sft", "evaluate")
+
 
 def pick(name: str) -> Any:
-  """The pipeline's module. Raises: ValueError for an unknown name."""
+  """The pipeline's module.
+
+  Raises: ValueError for an unknown name, or one that these processes cannot run together.
+  """
   if name not in PIPELINES:
     raise ValueError(f"pipeline is {name!r}; it must be one of {', '.join(PIPELINES)}."
                      + configs.nearest(name, PIPELINES))
+  if distributed.count() > 1 and name not in SEVERAL:
+    raise ValueError(f"pipeline {name!r} runs in one process, and here are {distributed.count()}; "
+                     f"start it on one host without {distributed.VARIABLE}. Several can run "
+                     f"{', '.join(SEVERAL)}")
   return importlib.import_module(PIPELINES[name])

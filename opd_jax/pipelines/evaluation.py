@@ -5,12 +5,11 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import progress, sharding
+from opd_jax import distributed, progress, sharding
 from opd_jax.data import builders, loader
 from opd_jax.evals import run as evals
 from opd_jax.pipelines import policy as policies
@@ -46,12 +45,12 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
 
   def evaluate(params: Any, name: str) -> dict[str, float]:
     metrics, records = evals.evaluate(
-        section, rows, params, lambda p, b, k: sample(p, jax.device_put(b, on_mesh), k),
+        section, rows, params, lambda p, b, k: sample(p, sharding.put(b, on_mesh), k),
         policy.tokenizer, verify, policies.buckets(rollout), reverse_kl)
     if dropped:  # otherwise a column of zeros in every table
       metrics["dropped"] = float(dropped)
-    guarded = builders.is_guarded(config.data)
-    write(pathlib.Path(workdir), name, metrics, rows, records, guarded)
+    if distributed.is_first():
+      write(pathlib.Path(workdir), name, metrics, rows, records, builders.is_guarded(config.data))
     return metrics
 
   return evaluate
@@ -112,6 +111,11 @@ def write(workdir: pathlib.Path, name: str, metrics: dict[str, float],
     lines.append("\n".join(f"[{m['role']}] {m['content']}" for m in json.loads(row["messages"])))
     lines.append(f"--- response, reward {record['rewards'][0]:g}\n{record['texts'][0]}\n")
   (workdir / "samples" / f"{name}.txt").write_text("\n".join(lines))
+
+
+def is_there(workdir: str, name: str) -> bool:
+  """Whether `write` left an evaluation of that name; the first process looks."""
+  return distributed.of_first(lambda: pathlib.Path(workdir, "eval", f"{name}.json").is_file())
 
 
 def read(workdir: str, name: str) -> dict[str, float]:

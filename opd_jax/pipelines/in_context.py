@@ -55,9 +55,9 @@ def make(section: ml_collections.ConfigDict, states: bool, model: Any, pad_id: i
                            mesh.shape["data"])
     found = start(params, batch)
     for block in blocks:
-      found = hear(params, found, batch, jax.device_put(block, spread))
+      found = hear(params, found, batch, sharding.put(block, spread))
     metrics = contexts.metrics(made) | contexts.packing(blocks, made)
-    return whole(batch, found, jax.device_put(gained, spread)), metrics
+    return whole(batch, found, sharding.put(gained, spread)), metrics
 
   return read
 

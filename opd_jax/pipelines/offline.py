@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import contextlib
 import functools
 import json
-import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -16,7 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 import ml_collections
 
-from opd_jax import compilations, keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax import (compilations, distributed, keys, preemption, progress, sharding, train_state,
+                     verifiers)
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, loader
 from opd_jax.data import tokenizer as tokenizers
@@ -43,7 +43,8 @@ class Method(NamedTuple):
   describe: Callable[[given.Given, dict[str, Array]], dict[str, Array]]
   count: Callable[[Array], Array]  # learn bool[P, G, T] -> the loss's denominator
   evaluate: Callable[[Any, str], dict[str, float]]  # (params, name) -> metrics
-  finish: Callable[[Any, dict[str, float]], None]   # (params, metrics of the last evaluation)
+  export: Callable[[Any], None]                     # parameters, at the end; by all processes
+  finish: Callable[[dict[str, float]], None]        # metrics of the last evaluation; by the first
 
 
 Build = Callable[[ml_collections.ConfigDict, policies.Policy, Any, Mesh, str,
@@ -116,7 +117,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
       length, rows = next(data)
       members = [member for row in rows
                  for member in (row["members"] if row else [None] * group_size)]
-      batch = jax.device_put(
+      batch = sharding.put(
           method.group(given.as_batch(members, length, student.tokenizer.pad_id), members),
           sharding.of_batch(mesh))
       state, metrics = train_step(state, batch, None)
@@ -152,10 +153,12 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
         progress.note(f"SIGTERM: saved after {done} updates; the same command goes on from here")
         return
     last = f"step_{config.total_steps:06d}"
-    if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
+    if not evaluation.is_there(workdir, last):  # total_steps was lowered
       writer.write(config.total_steps, evaluation.named(evaluate(state.params, last)))
-  progress.report(workdir)
-  method.finish(state.params, evaluation.read(workdir, last))
+  method.export(state.params)
+  if distributed.is_first():
+    progress.report(workdir)
+    method.finish(evaluation.read(workdir, last))
 
 
 def language_model(config: ml_collections.ConfigDict, student: policies.Policy, source: Any,
@@ -175,9 +178,11 @@ def language_model(config: ml_collections.ConfigDict, student: policies.Policy, 
       source = scoring.of(config, section, field, source, mesh, workdir)
   verify = stack.enter_context(verifiers.make(**config.verifier))
 
-  def finish(params: Any, scores: dict[str, float]) -> None:
+  def export(params: Any) -> None:
     if config.export:
       hf.export_hf(params, student.model.config, f"{workdir}/export", student.tokenizer)
+
+  def finish(scores: dict[str, float]) -> None:
     named = evaluation.named(scores)
     progress.table("result", ("", *named), [("student", *(f"{v:.3f}" for v in named.values()))])
 
@@ -187,7 +192,8 @@ def language_model(config: ml_collections.ConfigDict, student: policies.Policy, 
       group=functools.partial(given.grouped, objective=objective, loss=config.loss),
       loss=functools.partial(given.loss, student.model, config.loss),
       describe=functools.partial(given.describe, config.loss), count=given.count(config),
-      evaluate=evaluation.make(config, student, verify, mesh, workdir), finish=finish)
+      evaluate=evaluation.make(config, student, verify, mesh, workdir), export=export,
+      finish=finish)
 
 
 def learn_tokenizer(source: Any, vocab_size: int) -> tokenizers.Tokenizer:
@@ -208,7 +214,6 @@ def open_batches(config: ml_collections.ConfigDict, method: Method,
   chunks = loader.Batches(
       method.source, config.batch.chunk,
       transform=given.encode(tokenizer, method.objective, longest),
-      fits=lambda row: length(row) <= longest, seed=config.seed,
-      process_index=jax.process_index(), process_count=jax.process_count())
+      fits=lambda row: length(row) <= longest, seed=config.seed)
   return loader.BucketedBatches(chunks, length, config.batch.buckets,
                                 config.batch.tokens // method.objective.group_size, config.seed)

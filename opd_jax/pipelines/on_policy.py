@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
-import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import compilations, keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax import (compilations, distributed, keys, preemption, progress, sharding, train_state,
+                     verifiers)
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, loader
 from opd_jax.losses import masked
@@ -99,7 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step, rewards = 0, []  # rewards: of the updates since the last line of metrics
-    solved: set[str] = set()     # ids of this process's prompts that ever had a reward of 1
+    solved: set[str] = set()     # ids of prompts that ever had a reward of 1
     if found := checkpoints.restore(state, total):
       first_step, state, seen = found
       prompts.restore(seen["prompts"])
@@ -128,7 +128,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
 
       before = prompts.state()
       rows = next(prompts)
-      batch = jax.device_put(batches.prompts(
+      batch = sharding.put(batches.prompts(
           [row["prompt_ids"] for row in rows], rollout.group_size, policies.buckets(rollout),
           tokenizer.pad_id, [row["teacher_id"] for row in rows]), spread)
       own = from_student(config, keys.at(root, "source", step))
@@ -141,23 +141,25 @@ def run(config: ml_collections.ConfigDict, workdir: str,
           given = batches.answered(batch, [row["response_ids"] for row in rows],
                                    (*rollout.response_buckets, rollout.max_response),
                                    tokenizer.pad_id)
-          batch = jax.device_put(method.recall(given, rows), spread)
+          batch = sharding.put(method.recall(given, rows), spread)
       except engine.Stopped:
         if step > saved:
           save(step, before, {})
         break
       clock.lap("rollout", batch.mask)
+      # Here, since what is fetched from other hosts waits for all that devices were asked before.
+      drawn = Batch(*jax.tree.map(sharding.fetch, (batch.prompt, batch.prompt_mask, batch.response,
+                                                   batch.mask)))
 
       graded: dict[str, float] = {}
       scored = method.score(state, batch)  # on the device, while the host verifies
       clock.lap("score", scored.learn)
       if own:
-        texts = policies.texts(tokenizer, batch)
-        verdicts = verify(texts, [row["answer"] for row in rows for _ in range(rollout.group_size)])
+        texts, verdicts = judged(drawn, rows, rollout.group_size, tokenizer, verify)
         clock.lap("verify")
         reward = np.array([v.reward for v in verdicts], np.float32)
         scored, graded = method.grade(
-            state, scored.replace(reward=jax.device_put(reward, spread)),
+            state, scored.replace(reward=sharding.put(reward, spread)),
             Verified(rows, texts, verdicts), keys.at(root, "context", step))
         rewards.append(float(reward.mean()))
         solved |= {row["id"] for row, best in zip(rows, reward.reshape(len(rows), -1).max(axis=1))
@@ -176,8 +178,8 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       bar.update(done)
       if log:
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        metrics |= {**graded, **about_rollout(batch, tokenizer),
-                    **clock.metrics(int(np.sum(batch.mask))), "data/dropped": prompts.dropped,
+        metrics |= {**graded, **about_rollout(drawn, tokenizer),
+                    **clock.metrics(int(drawn.mask.sum())), "data/dropped": prompts.dropped,
                     **{f"compile/{name}": count for name, count in compiled.items()}}
         if rewards:
           metrics["rollout/reward"] = float(np.mean(rewards))
@@ -199,13 +201,13 @@ def run(config: ml_collections.ConfigDict, workdir: str,
       progress.note(f"SIGTERM: saved after {saved} updates; the same command goes on from here")
       return
     last = f"step_{total:06d}"
-    if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
+    if not evaluation.is_there(workdir, last):  # total_steps was lowered
       writer.write(total, evaluation.named(evaluate(state.params, last)))
     finish(config, workdir, student, method, state, verify, mesh)
 
 
 def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Batches:
-  """The endless, resumable stream of this process's prompts."""
+  """The endless, resumable stream of prompts, the same in all processes."""
   source = builders.open_source(config.data.builder, config.data.builder_kw,
                                 config.data.train_split, config.data.cache)
   if config.teacher_cache:  # whose arrays are in the order of the source
@@ -217,9 +219,30 @@ def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Ba
         len(row["prompt_ids"]) <= rollout.max_prompt
         and len(row["response_ids"]) <= rollout.max_response)
   return loader.Batches(
-      source, config.rollout.prompts // jax.process_count(), transform=encode(tokenizer, asked),
-      fits=fits, seed=config.seed,
-      process_index=jax.process_index(), process_count=jax.process_count())
+      source, config.rollout.prompts, transform=encode(tokenizer, asked), fits=fits,
+      seed=config.seed)
+
+
+def judged(batch: Batch, rows: Sequence[loader.Row], group_size: int, tokenizer: Any,
+           verify: verifiers.Verify) -> tuple[list[str], list[Verdict]]:
+  """The text of each response, and its verdict: the processes share the groups out.
+
+  Args:
+    batch: a rollout, P*G rows; numpy.
+    rows: P, of the data.
+    group_size: G.
+  """
+  response, mask = batch.response, batch.mask
+
+  def of_groups(groups: Sequence[int]) -> list[tuple[list[str], list[Verdict]]]:
+    members = [range(g * group_size, (g + 1) * group_size) for g in groups]
+    texts = [[tokenizer.decode(response[i][mask[i]].tolist()) for i in group] for group in members]
+    verdicts = iter(verify([text for group in texts for text in group],
+                           [rows[g]["answer"] for g in groups for _ in range(group_size)]))
+    return [(group, [next(verdicts) for _ in group]) for group in texts]
+
+  found = distributed.each(of_groups, range(len(rows)))
+  return [x for texts, _ in found for x in texts], [x for _, verdicts in found for x in verdicts]
 
 
 def from_student(config: ml_collections.ConfigDict, key: Array) -> bool:
@@ -254,10 +277,10 @@ class Clock:
 
 
 def about_rollout(batch: Batch, tokenizer: Any) -> dict[str, float]:
-  """Length of the responses, the share that never ended, and what is not padding."""
-  response, mask = np.asarray(batch.response), np.asarray(batch.mask)
-  real = np.concatenate([np.asarray(batch.prompt_mask), mask], axis=1)
-  ended = np.any(mask & np.isin(response, tokenizer.eos_ids), axis=1)
+  """Length of the responses, the share that never ended, and what is not padding; of numpy."""
+  mask = batch.mask
+  real = np.concatenate([batch.prompt_mask, mask], axis=1)
+  ended = np.any(mask & np.isin(batch.response, tokenizer.eos_ids), axis=1)
   return {"rollout/length": float(mask.sum(axis=1).mean()),
           "rollout/truncated": float(1.0 - ended.mean()),
           "rollout/useful": float(real.mean())}
@@ -281,6 +304,10 @@ def conclude(config: ml_collections.ConfigDict, workdir: str, student: policies.
 
   Of `named`, "student before" and "student after" are compared prompt by prompt.
   """
+  if config.export:
+    hf.export_hf(params, student.model.config, f"{workdir}/export", student.tokenizer)
+  if not distributed.is_first():
+    return
   results = {who: evaluation.read(workdir, name) for who, name in named.items()}
   columns = list(results["student after"])
   progress.table("held-out prompts", ["", *columns], [
@@ -288,6 +315,4 @@ def conclude(config: ml_collections.ConfigDict, workdir: str, student: policies.
       for who, found in results.items()])
   progress.note(evaluation.paired(workdir, named["student before"], named["student after"]))
   progress.report(workdir)
-  if config.export:
-    hf.export_hf(params, student.model.config, f"{workdir}/export", student.tokenizer)
   progress.note(f"everything is in {workdir}: report.png, samples/, metrics.jsonl, export/")

@@ -153,8 +153,6 @@ def check(config: ml_collections.ConfigDict) -> None:
       ("loss.reference_kl", loss.reference_kl, 0.0)):
     if found != wanted:
       raise ValueError(f"{key} is {found!r}, which has no effect on OPCD; leave it at {wanted!r}")
-  if jax.process_count() > 1:
-    raise ValueError(f"OPCD runs in one process so far, and here are {jax.process_count()}")
   if loss.surrogate not in divergences.KINDS and loss.signal != "verified":
     raise ValueError(f"loss.surrogate is {loss.surrogate!r} and loss.signal {loss.signal!r}; what "
                      "a critique changes is learned with loss.surrogate='reverse_kl' (or another of "

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
-import numpy as np
 
+from opd_jax import distributed, sharding
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.models import build, hf_config, source, surgery
 from opd_jax.rollouts import batch as batches
@@ -121,6 +121,8 @@ def cut(policy: Policy, size: int) -> Policy:
 
 def describe(policy: Policy, workdir: str) -> None:
   """Leaves the model's shape and tokenizer in `workdir/model`: what a checkpoint lacks."""
+  if not distributed.is_first():
+    return
   folder = pathlib.Path(workdir) / "model"
   folder.mkdir(parents=True, exist_ok=True)
   policy.tokenizer.save(folder)
@@ -189,15 +191,17 @@ def make_sampler(model: nn.Module, tokenizer: tokenizers.Tokenizer,
 
   def sample(params: Any, batch: Batch, key: jax.Array,
              stop: Callable[[], bool] = lambda: False) -> Batch:
-    found = generate(params, batch.prompt, batch.prompt_mask, key, stop=stop)
+    found = generate(params, sharding.fetch(batch.prompt), sharding.fetch(batch.prompt_mask), key,
+                     stop=stop)
     width = batches.bucket(int(found.mask.sum(axis=1).max()), widths)
     found = jax.tree.map(lambda x: x[:, :width], found)
     spread = getattr(batch.prompt, "sharding", None)  # a numpy prompt is on no mesh
-    return batch.replace(**jax.device_put(found._asdict(), spread))
+    found = sharding.put(found, spread) if spread else jax.device_put(found)
+    return batch.replace(**found._asdict())
   return sample
 
 
 def texts(tokenizer: tokenizers.Tokenizer, batch: Batch) -> list[str]:
   """The responses of a batch as text."""
-  response, mask = np.asarray(batch.response), np.asarray(batch.mask)
+  response, mask = sharding.fetch(batch.response), sharding.fetch(batch.mask)
   return [tokenizer.decode(ids[real].tolist()) for ids, real in zip(response, mask)]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 import ml_collections
-import numpy as np
 
 from opd_jax import sharding
 from opd_jax.data import chat
@@ -62,8 +61,8 @@ def make(policy: policies.Policy, rollout: ml_collections.ConfigDict, sampling: 
       filler = next(iter(fits.values()))
       ids = [fits.get(i, filler) for i in range(start, start + rows)]
       prompts = batches.prompts(ids, group, policies.buckets(rollout), tokenizer.pad_id)
-      batch = sample(params, jax.device_put(prompts, spread), jax.random.fold_in(key, start))
-      response, mask = np.asarray(batch.response), np.asarray(batch.mask)
+      batch = sample(params, sharding.put(prompts, spread), jax.random.fold_in(key, start))
+      response, mask = sharding.fetch(batch.response), sharding.fetch(batch.mask)
       for place in (i * group + j for i in fits for j in range(group)):
         row = place - start * group
         said = response[row][mask[row]].tolist()

@@ -45,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def build(config: ml_collections.ConfigDict, student: policies.Policy, source: Any, mesh: Mesh,
           workdir: str, stack: contextlib.ExitStack) -> offline.Method:
   """What `run` hands to the loop."""
-  def finish(params: Any, scores: dict[str, float]) -> None:
+  def finish(scores: dict[str, float]) -> None:
     progress.table("result", ("", *scores), [("reward model",
                                               *(f"{v:.3f}" for v in scores.values()))])
     check_accuracy(workdir, scores["accuracy"], config.min_accuracy)
@@ -57,7 +57,8 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy, source: A
           jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), batch)),
       loss=functools.partial(loss, student.model), describe=describe,
       count=lambda learn: masked.responses(given.flat(learn)),
-      evaluate=make_evaluate(config, student, mesh, workdir), finish=finish)
+      evaluate=make_evaluate(config, student, mesh, workdir), export=lambda params: None,
+      finish=finish)
 
 
 def with_head(trunk: Any, width: int) -> Any:

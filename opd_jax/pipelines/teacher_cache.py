@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import keys, progress, sharding
+from opd_jax import distributed, keys, progress, sharding
 from opd_jax.data import builders, loader
 from opd_jax.losses import fused
 from opd_jax.pipelines import policy as policies
@@ -233,7 +233,7 @@ def _mapped(folder: pathlib.Path, mode: str) -> Cache:
 def _ask(config: ml_collections.ConfigDict, asked: teachers.Asked, source: Any, mesh: Mesh,
          cache: Cache, missing: np.ndarray, owners: np.ndarray) -> None:
   """Fills in the words of the rows that are missing, one teacher after another."""
-  if jax.process_count() > 1:
+  if distributed.count() > 1:
     raise ValueError(f"the teacher cache {cache.folder} lacks {int(missing.sum())} rows, and "
                      "several processes cannot make it together; run the config in one first")
   # Rows of similar length together, so that they fit small buckets.

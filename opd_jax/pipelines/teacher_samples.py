@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 import ml_collections
 
-from opd_jax import keys, progress
+from opd_jax import distributed, keys, progress
 from opd_jax.data import builders, loader
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines import responder, teachers
@@ -27,9 +27,14 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
   rollout.max_prompt, and responses that are empty or did not end, are left out and counted. A
   run that is resumed reads what it sampled; of guarded data nothing is kept, and it samples anew.
 
-  Raises: ValueError if there is nothing to learn from, or a row names a teacher there is not.
+  Raises: ValueError if there is nothing to learn from, if a row names a teacher there is not, and
+    in several processes.
   """
   path = pathlib.Path(workdir, FILE)
+  if distributed.count() > 1:
+    raise ValueError(f"teachers answer a data set in one process, and here are "
+                     f"{distributed.count()}; give the answers as data (data.builder='jsonl'), or "
+                     f"start on one host without {distributed.VARIABLE}")
   if builders.is_guarded(config.data):
     rows = list(by_all(config, source, mesh))
   else:

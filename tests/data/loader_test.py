@@ -43,17 +43,9 @@ class BatchesTest(parameterized.TestCase):
   def test_without_shuffling_rows_come_as_they_are(self):
     self.assertEqual(ids(batches(size=ROWS, shuffle=False), 2), [*map(str, range(ROWS))] * 2)
 
-  @parameterized.parameters(1, 2, 3, 4)
-  def test_processes_see_disjoint_rows_whose_union_is_all(self, count):
-    seen = [ids(batches(size=1, rows=24, process_index=i, process_count=count), 24 // count)
-            for i in range(count)]
-    self.assertCountEqual(sum(seen, []), map(str, range(24)))
-    self.assertLen({len(part) for part in seen}, 1)
-
-  @parameterized.product(done=(0, 1, 5, 6, 17), process_count=(1, 2))
-  def test_resuming_is_exact_across_epochs(self, done, process_count):
-    place = dict(process_index=process_count - 1, process_count=process_count)
-    data, again = batches(**place), batches(**place)
+  @parameterized.parameters(0, 1, 5, 6, 17)
+  def test_resuming_is_exact_across_epochs(self, done):
+    data, again = batches(), batches()
     ids(data, done)
     state = through_json(data.state())
     want = ids(data, 20)
@@ -82,11 +74,9 @@ class BatchesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f"^{2 * ROWS} rows in a row were dropped as too long"):
       next(batches(fits=lambda row: False))
 
-
-  @parameterized.parameters((0, 1), (3, 4))
-  def test_a_process_without_rows_is_an_error(self, rows, count):
-    with self.assertRaisesRegex(ValueError, f"has {rows} rows for {count} processes"):
-      batches(rows=rows, process_count=count)
+  def test_data_without_rows_are_an_error(self):
+    with self.assertRaisesRegex(ValueError, "the data has no rows"):
+      batches(rows=0)
 
   def test_a_single_row_that_fits_is_found_however_it_is_shuffled(self):
     for seed in range(20):

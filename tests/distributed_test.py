@@ -1,0 +1,235 @@
+"""Several processes are one run: the same losses, ends and checkpoints as one process has.
+
+Processes on loopback, four fake CPU devices each.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+
+from opd_jax import distributed, keys, main, pipelines, sharding
+from opd_jax.data import loader
+from opd_jax.models import hf, source
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Adam divides a gradient by its size; with eps far above every gradient errors stay small.
+SETTINGS = (
+    "rollout.prompts=8", "rollout.max_response=16", "eval.prompts=8", "eval.batch=8",
+    "eval.samples=1", "eval.ks=1", "optimizer.schedule=constant", "optimizer.warmup_steps=0",
+    "optimizer.learning_rate=1.0", "optimizer.eps=10.0", "checkpoint.every=1",
+    "checkpoint.best_metric=eval/mean@1", "evaluate_teachers=False", "writers=jsonl")
+
+
+def free_port():
+  with contextlib.closing(socket.socket()) as here:
+    here.bind(("127.0.0.1", 0))
+    return here.getsockname()[1]
+
+
+def start(command, processes, devices):
+  """Starts Python processes that know each other; one that is alone is told nothing."""
+  port, started = free_port(), []
+  for i in range(processes):
+    env = os.environ | {  # what is computed here is small, and compiling it should be quick
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+                     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    if processes > 1:
+      env[distributed.VARIABLE] = f"127.0.0.1:{port},{processes},{i}"
+    started.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, text=True,
+                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+  return started
+
+
+def run(workdir, steps, processes, devices):
+  """A short OPD run of the tiny models."""
+  return start(["-m", "opd_jax.main", "--config=configs/opd.py:smoke", f"--workdir={workdir}",
+                *(f"--config.{x}" for x in (*SETTINGS, f"total_steps={steps}"))],
+               processes, devices)
+
+
+def lines(workdir):
+  """What was measured, without what belongs to the process that ran: times, compilations."""
+  path = pathlib.Path(workdir, "metrics.jsonl")
+  found = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")
+           ] if path.is_file() else []
+  return [{name: value for name, value in line.items()
+           if not name.startswith(("time/", "compile/"))} for line in found]
+
+
+def done(workdir):
+  return max((line["step"] for line in lines(workdir) if "loss/total" in line), default=0)
+
+
+class RunTest(absltest.TestCase):
+
+  def finish(self, started, code=0):
+    said = [process.communicate()[0] for process in started]
+    for process, text in zip(started, said):
+      self.assertEqual(process.returncode, code, text)
+    return said
+
+  def wait_for(self, step, workdir, started):
+    while done(workdir) < step:
+      for process in started:
+        self.assertIsNone(process.poll(), process.returncode and process.communicate()[0])
+      time.sleep(0.1)
+
+  def assert_same(self, ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+      self.assertEqual(one.keys(), other.keys())
+      for name, value in other.items():
+        np.testing.assert_allclose(one[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+  def assert_exported_as_saved(self, workdir):
+    mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
+    saved = source.load(f"workdir:{workdir}", keys.root(0), mesh).params
+    jax.tree.map(np.testing.assert_array_equal, saved, hf.import_hf(f"{workdir}/export"))
+
+  def test_two_processes_equal_one_through_kills_and_other_meshes(self):
+    alone, many = (self.create_tempdir().full_path for _ in range(2))
+    started = run(many, 90, processes=2, devices=4)
+    self.wait_for(2, many, started)
+    started[1].send_signal(signal.SIGTERM)  # of one: both stop, and save
+    said = self.finish(started)
+    self.assertIn("SIGTERM: saved after", said[0])
+    self.assertNotIn("SIGTERM: saved after", said[1])  # the first speaks for all
+
+    stopped = done(many)
+    started = run(many, 90, processes=2, devices=4)
+    self.wait_for(stopped + 2, many, started)
+    killed = time.monotonic()
+    started[1].kill()
+    said = started[0].communicate()[0]
+    self.assertLess(time.monotonic() - killed, 60.0)
+    self.assertNotIn(started[0].returncode, (0, None))
+    self.assertRegex(said, f"resuming after {stopped} steps")
+    self.assertRegex(said, "another task died|this process cannot go on")
+    started[1].communicate()
+
+    # On from its last checkpoint: in as many processes, in one on the same mesh, and on one device.
+    last = done(many)
+    for steps, processes, devices in ((last + 1, 2, 4), (last + 2, 1, 8), (last + 3, 1, 1)):
+      said = self.finish(run(many, steps, processes, devices))
+      self.assertRegex(said[0], "resuming after [1-9]")
+      if processes > 1:
+        self.assert_exported_as_saved(many)
+    self.finish(run(alone, last + 3, processes=1, devices=8))
+    learned = lambda workdir: [line for line in lines(workdir) if "loss/total" in line]
+    self.assertEqual([line["step"] for line in learned(many)], [*range(1, last + 4)])
+    self.assert_same(learned(many), learned(alone))
+    self.assert_same(lines(many)[:1] + lines(many)[-1:], lines(alone)[:1] + lines(alone)[-1:])
+
+
+TALK = """
+import sys
+from opd_jax import distributed, main
+from opd_jax.data import loader
+distributed.initialize()
+me = distributed.index()
+
+def refused(function):
+  try:
+    function()
+  except (ValueError, OSError) as error:
+    return f"{type(error).__name__}: {error}"
+
+def half(items):
+  if 7 in items:
+    raise ValueError("no seven")
+  return [x / 2 for x in items]
+
+def mine():
+  raise OSError("disk full")
+
+rows = loader.Batches([dict(n=i) for i in range(11)], 4, seed=3, fits=lambda row: row["n"] != 5,
+                      transform=lambda row: {**row, "by": me})
+seen = [next(rows) for _ in range(6)]
+print(dict(
+    count=distributed.count(), first=distributed.is_first(), part=list(distributed.share("abcde")),
+    each=distributed.each(half, range(5)), few=distributed.each(half, [1]),
+    wrong=refused(lambda: distributed.each(half, range(8))),
+    gather=distributed.gather("x" * (me * 1000)), of_first=distributed.of_first(lambda: me),
+    of_first_wrong=refused(lambda: distributed.of_first(mine)),
+    anyone=[distributed.anyone(me == 1), distributed.anyone(False)],
+    alike=refused(lambda: distributed.check_alike("config", "a" if me else "b")),
+    shared=refused(lambda: distributed.check_shared(sys.argv[1])),
+    blind=refused(lambda: distributed.check_shared(sys.argv[1 + me])),
+    peers=refused(lambda: main.pick("opcd")), opd=refused(lambda: main.pick("opd")),
+    rows=[row["n"] for batch in seen for row in batch], state=rows.state(),
+    by=sorted({row["by"] for row in seen[0]})))
+"""
+
+
+class TalkTest(absltest.TestCase):
+
+  def test_what_processes_tell_each_other(self):
+    here, elsewhere = (self.create_tempdir().full_path for _ in range(2))
+    said = []
+    for process in start(["-c", TALK, here, elsewhere], 2, 1):
+      text = process.communicate()[0]
+      self.assertEqual(process.returncode, 0, text)
+      said.append(eval(text.strip().splitlines()[-1]))
+    differ = dict(first=(True, False), part=(["a", "b"], ["c", "d", "e"]))
+    for i, found in enumerate(said):
+      for name, values in differ.items():
+        self.assertEqual(found.pop(name), values[i])
+      self.assertIn("process 1 of 2 does not see what process 0 writes", found.pop("blind"))
+    self.assertEqual(*said)
+    found = said[0]
+    self.assertEqual(found["count"], 2)
+    self.assertEqual(found["each"], [0.0, 0.5, 1.0, 1.5, 2.0])
+    self.assertEqual(found["few"], [0.5])
+    self.assertEqual(found["wrong"], "ValueError: no seven")
+    self.assertEqual(found["gather"], ["", "x" * 1000])
+    self.assertEqual(found["of_first"], 0)
+    self.assertEqual(found["of_first_wrong"], "OSError: disk full")
+    self.assertEqual(found["anyone"], [True, False])
+    self.assertIn("config of process 1 is not that of process 0", found["alike"])
+    self.assertIsNone(found["shared"])
+    self.assertIn("pipeline 'opcd' runs in one process, and here are 2", found["peers"])
+    self.assertIsNone(found["opd"])
+    # The rows are those of one process, in its order, and both have worked on them.
+    alone = loader.Batches([dict(n=i) for i in range(11)], 4, seed=3,
+                           fits=lambda row: row["n"] != 5, transform=lambda row: row)
+    self.assertEqual(found["rows"], [row["n"] for _ in range(6) for row in next(alone)])
+    self.assertEqual(found["state"], alone.state())
+    self.assertEqual(found["by"], [0, 1])
+    self.assertEmpty(os.listdir(here))
+
+
+class EnvironmentTest(parameterized.TestCase):
+
+  @parameterized.parameters("yes", "host,2,0", "host:x,2,0", "host:1,2,2", "host:1,2", ":1,2,0")
+  def test_a_variable_that_cannot_be_read_says_what_it_may_be(self, value):
+    with mock.patch.dict(os.environ, {distributed.VARIABLE: value}):
+      with self.assertRaisesRegex(ValueError, f"'{value}'; it must be 'auto', or HOST:PORT"):
+        distributed.initialize()
+
+  def test_alone_nothing_is_shared_out(self):
+    self.assertEqual((distributed.count(), distributed.index(), distributed.who()), (1, 0, ""))
+    self.assertEqual(distributed.each(lambda items: [2 * x for x in items], range(3)), [0, 2, 4])
+
+  @parameterized.parameters(*pipelines.PIPELINES)
+  def test_every_pipeline_runs_in_several_processes_or_says_that_it_does_not(self, name):
+    with mock.patch.object(distributed, "count", lambda: 2):
+      if name in pipelines.SEVERAL:
+        main.pick(name)
+      else:
+        with self.assertRaisesRegex(ValueError, f"'{name}' runs in one process, and here are 2"):
+          main.pick(name)
+
+
+if __name__ == "__main__":
+  absltest.main()
