@@ -69,6 +69,18 @@ def create(params: Any, optimizer: optax.GradientTransformation, ema: bool,
   return jax.device_put(state, jax.tree.map(on_mesh, state))
 
 
+def shapes(params: Any, optimizer: optax.GradientTransformation, ema: bool,
+           mesh: Mesh) -> TrainState:
+  """What `create` gives, from shapes with shardings and as shapes with shardings."""
+  everywhere = sharding.replicated(mesh)
+  laid = lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+  moments = optax.tree_map_params(
+      optimizer, lambda x, like: laid(x, like.sharding), jax.eval_shape(optimizer.init, params),
+      params, transform_non_params=lambda x: laid(x, everywhere))
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+  return TrainState(step, params, moments, params if ema else None)
+
+
 def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.GradientTransformation,
                     learn: Array, ema_rate: float) -> TrainState:
   """One optimizer step, and EMA <- (1 - rate) EMA + rate params after it.
