@@ -1,5 +1,6 @@
 """The loop over a fixed data set: supervised fine-tuning on given responses, top to bottom."""
 
+from collections.abc import Callable
 import contextlib
 import functools
 import json
@@ -64,9 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     evaluate = evaluation.make(config, student, verify, mesh, workdir)
     optimizer = train_state.make_optimizer(config.optimizer, config.total_steps)
     state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
-    train_step = train_state.jit_train_step(train_state.make_train_step(
-        functools.partial(loss, student.model, config.loss), describe, optimizer,
-        masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, config.ema.rate), state)
+    train_step = make_update(config, student, optimizer, state)
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step = 0
     if found := checkpoints.restore(state, config.total_steps):
@@ -121,6 +120,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     hf.export_hf(state.params, student.model.config, f"{workdir}/export", student.tokenizer)
   scores = evaluation.read(workdir, last)
   progress.table("result", ("", *scores), [("student", *(f"{v:.3f}" for v in scores.values()))])
+
+
+def make_update(config: ml_collections.ConfigDict, student: policies.Policy, optimizer: Any,
+                state: train_state.TrainState) -> Callable[..., Any]:
+  """The compiled update: (state, batch, None) -> (state, metrics); `state` may be shapes."""
+  return train_state.jit_train_step(train_state.make_train_step(
+      functools.partial(loss, student.model, config.loss), describe, optimizer,
+      masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, config.ema.rate), state)
 
 
 def learn_tokenizer(source: Any, vocab_size: int) -> tokenizers.Tokenizer:

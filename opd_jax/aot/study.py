@@ -1,0 +1,183 @@
+"""The report as a person reads it: memory, work, what bounds the step, what would still fit."""
+
+from collections.abc import Iterable
+import math
+
+import jax
+import ml_collections
+
+from opd_jax import config as configs
+from opd_jax import sharding
+from opd_jax.aot import chips, programs
+from opd_jax.aot.report import DoesNotFit, Report, Row
+from opd_jax.claims import markdown
+from opd_jax.models.transformer import REMAT
+
+GIB = chips.GIB
+
+
+def run(config: ml_collections.ConfigDict, topology: str, sweep: bool, largest: bool) -> bool:
+  """Prints the report of a config on a topology; whether all of it fits.
+
+  Args:
+    sweep: also tries other meshes and remat policies, and ranks them.
+    largest: also says how many slots and rows of a micro-batch would fit.
+  Raises: ValueError for a config or a topology that is none, or that do not go together.
+  """
+  configs.validate(config)
+  if config.pipeline not in programs.PIPELINES:
+    raise ValueError(f"pipeline is {config.pipeline!r}; its functions are not known here, only "
+                     f"those of {', '.join(programs.PIPELINES)}")
+  report = compiled(config, topology)
+  print("\n".join(lines(config, topology, report)), flush=True)
+  if largest:
+    print("\n" + "\n".join(beyond(config, topology, report)), flush=True)
+  if sweep:
+    print("\n" + "\n".join(swept(config, topology)), flush=True)
+  return all(map(report.fits, report.rows))
+
+
+def compiled(config: ml_collections.ConfigDict, topology: str) -> Report:
+  """Compiles the functions of a run, until one does not fit."""
+  devices, chip = chips.devices(topology)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, devices)
+  report = Report(mesh, chip)
+  with jax.set_mesh(mesh):
+    try:
+      programs.PIPELINES[config.pipeline](config, report)
+    except DoesNotFit:
+      pass  # the last row says what
+  return report
+
+
+def lines(config: ml_collections.ConfigDict, topology: str, report: Report) -> list[str]:
+  """The report as Markdown."""
+  mesh, chip = report.mesh, report.chip
+  out = [f"## {topology}, mesh data={mesh.shape['data']} x model={mesh.shape['model']}, "
+         f"remat={config.model.remat}", ""]
+  held: dict[str, float] = {}
+  for row in report.rows:
+    for name, size in row.held.items():
+      held[name] = max(held.get(name, 0.0), size)
+  out += ["GiB a chip of what lies there: "
+          + ", ".join(f"{name} {size / GIB:.3g}" for name, size in held.items()) + ".", ""]
+  limit = chip.memory
+  out.append(markdown.table(
+      ["function", "held", "other arguments", "temporaries", "results", "GiB at its peak",
+       f"fits in {limit / GIB:.4g} GiB" if limit else "of"],
+      [[row.name, *(f"{x / GIB:.3g}" for x in (
+          sum(row.held.values()), row.inputs, row.temporaries, row.outputs, row.total)),
+        row.problem or ("yes" if report.fits(row) else "no")] for row in report.rows]))
+  out += ["", markdown.table(
+      ["function", "calls a step", "TFLOP", "HBM GB", "sent GB", "sent by", "compute ms", "HBM ms",
+       "links ms", "bound by", "s a step"], [work(report, row) for row in report.rows])]
+  whole = step(report)
+  out += ["", "A call is one chip's. A step: "
+          f"{whole['flops'] / 1e12:,.4g} TFLOP and {whole['sent'] / 1e9:,.4g} GB sent a chip"
+          + (f", at least {whole['seconds']:,.4g} s" if whole["seconds"] else "")
+          + (", with every response as long as it may be." if config.pipeline != "sft" else ".")]
+  unknown = {label for row in report.rows if row.costs for label, turns in row.costs.loops
+             if turns is None and "decode" not in row.name}
+  if unknown:
+    out += ["", f"Loops whose turns are not known count once: {', '.join(sorted(unknown))}."]
+  if report.rows[-1].problem or not all(map(report.fits, report.rows)):
+    out += ["", "It does not fit. " + advice(report)]
+  return out
+
+
+def work(report: Report, row: Row) -> list[str]:
+  """A line about what a call costs."""
+  if row.costs is None:
+    return [row.name, f"{row.times:g}", *[""] * 9]
+  kinds: dict[str, float] = {}
+  for each, times in row.costs.collectives:
+    kinds[each.kind] = kinds.get(each.kind, 0.0) + each.sent * times
+  by = ", ".join(f"{kind} {size / 1e9:.2g}" for kind, size in sorted(
+      kinds.items(), key=lambda item: -item[1]) if size >= 1e6)
+  seconds = report.seconds(row)
+  longest = max(seconds, key=seconds.get) if seconds else ""
+  return [row.name, f"{row.times:g}", f"{row.costs.flops / 1e12:.4g}", f"{row.costs.hbm / 1e9:.4g}",
+          f"{row.costs.sent / 1e9:.3g}", by, *(f"{1e3 * x:.3g}" for x in seconds.values()),
+          *[""] * (3 - len(seconds)), longest,
+          f"{row.times * seconds[longest]:.4g}" if seconds else ""]
+
+
+def step(report: Report) -> dict[str, float]:
+  """FLOPs and bytes sent of a step on a chip, and the seconds that it takes at the least."""
+  rows = [row for row in report.rows if row.costs]
+  return {"flops": sum(row.times * row.costs.flops for row in rows),
+          "sent": sum(row.times * row.costs.sent for row in rows),
+          "seconds": sum(row.times * max(report.seconds(row).values(), default=0.0)
+                         for row in rows)}
+
+
+def advice(report: Report) -> str:
+  """What to change when a function does not fit."""
+  row = next(row for row in report.rows if not report.fits(row))
+  least = f"{row.name} needs {row.total / GIB:.4g} GiB of {report.chip.memory / GIB:.4g}"
+  if "update" in row.name:
+    return (f"{least}: raise loss.micro_batches, as far as every chip of the data axis has a row; "
+            "then model.remat='full'; then mesh.model, which also splits a row's activations")
+  if "score" in row.name or "reads" in row.name:
+    return (f"{least}: raise loss.micro_batches (context.tokens lower, for OPCD), then mesh.model; "
+            "teacher_memory='host' keeps one teacher at a time")
+  return (f"{least}: lower rollout.slots, set rollout.kv_dtype='int8', or raise mesh.model, which "
+          "splits the weights for decoding and the heads of the cache")
+
+
+def beyond(config: ml_collections.ConfigDict, topology: str, report: Report) -> list[str]:
+  """How many slots and rows of a micro-batch fit: foretold from what one takes, then compiled."""
+  if config.pipeline != "opd" or report.chip.memory is None:
+    return ["Largest batch: only for pipeline 'opd', on chips of known memory."]
+  rows, data = config.rollout.prompts * config.rollout.group_size, report.mesh.shape["data"]
+  count = min(config.rollout.slots or rows, rows)
+  changing = [row for row in report.rows if row.name.startswith("student: ")]
+  per_slot = max((row.held.get("KV cache", 0.0) + row.held.get("read prompts", 0.0)
+                  + row.temporaries + row.outputs) * data / count for row in changing)
+  fixed = max(sum(size for name, size in row.held.items()
+                  if name not in ("KV cache", "read prompts")) for row in changing)
+  most = math.floor((report.chip.memory - fixed) / per_slot)
+  out = ["Largest, foretold from this report: "
+         f"{most * data} slots ({most} a chip of the data axis; a batch has {rows} rows)"]
+  by_name = {row.name: row for row in report.rows}
+  if "update" in by_name and by_name["update"].costs:
+    row, own = by_name["update"], rows // config.loss.micro_batches // data
+    room = report.chip.memory - (row.total - row.temporaries)
+    out[0] += (f"; {math.floor(room * own / row.temporaries) * data} rows in a micro-batch of the "
+               f"update ({own} a chip now)")
+  out[0] += ". Rows of a batch: as many micro-batches as it takes; their ids and log-probabilities " \
+            "alone grow with it."
+  return out
+
+
+def meshes(count: int) -> Iterable[int]:
+  """Sizes of the model axis that are tried."""
+  return (model for model in (1, 2, 4, 8) if count % model == 0)
+
+
+def swept(config: ml_collections.ConfigDict, topology: str) -> list[str]:
+  """Meshes and remat policies, ranked by the seconds of a step; those that do not fit last."""
+  devices, _ = chips.devices(topology)
+  tried = []
+  for model in meshes(len(devices)):
+    for remat in REMAT:
+      changed = config.copy_and_resolve_references()
+      changed.unlock()
+      changed.mesh.data, changed.mesh.model, changed.model.remat = -1, model, remat
+      label = [f"data={len(devices) // model} x model={model}", remat]
+      try:
+        report = compiled(changed, topology)
+      except ValueError as error:
+        tried.append((math.inf, [*label, "", "", "", str(error)]))
+        continue
+      fits = all(map(report.fits, report.rows))
+      whole, peak = step(report), max(report.rows, key=lambda row: row.total)
+      problem = "" if fits else advice(report)
+      tried.append((whole["seconds"] if fits else math.inf, [
+          *label, f"{peak.total / GIB:.3g} ({peak.name})", f"{whole['flops'] / 1e12:.4g}",
+          f"{whole['seconds']:.4g}" if fits else "", "fits" if fits else problem]))
+  tried.sort(key=lambda each: each[0])
+  return ["## Meshes and remat policies, the fastest first", "", markdown.table(
+      ["mesh", "remat", "GiB at the peak", "TFLOP a step and chip", "s a step", ""],
+      [line for _, line in tried])]
+
