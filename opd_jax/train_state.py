@@ -72,12 +72,15 @@ def create(params: Any, optimizer: optax.GradientTransformation, ema: bool,
 def shapes(params: Any, optimizer: optax.GradientTransformation, ema: bool,
            mesh: Mesh) -> TrainState:
   """What `create` gives, from shapes with shardings and as shapes with shardings."""
-  everywhere = sharding.replicated(mesh)
-  laid = lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
-  moments = optax.tree_map_params(
-      optimizer, lambda x, like: laid(x, like.sharding), jax.eval_shape(optimizer.init, params),
-      params, transform_non_params=lambda x: laid(x, everywhere))
-  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+  layouts = {path: x.sharding for path, x in jax.tree.leaves_with_path(params)}
+
+  def laid(path, x):
+    ends = (path[i:] for i in range(len(path)))  # a moment's path ends as its parameter's
+    layout = next((layouts[end] for end in ends if end in layouts), sharding.replicated(mesh))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+
+  moments = jax.tree.map_with_path(laid, jax.eval_shape(optimizer.init, params))
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
   return TrainState(step, params, moments, params if ema else None)
 
 

@@ -14,6 +14,7 @@ import sys
 topology = re.search(r"--?topology[= ]cpu:(\d+)", " ".join(sys.argv))
 os.environ["JAX_PLATFORMS"] = "cpu"  # of this process; what it compiles for is in --topology
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks the network what machine this is
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is used, so none is to be locked
 if topology:  # before JAX is imported
   os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
                              + f" --xla_force_host_platform_device_count={topology[1]}")
