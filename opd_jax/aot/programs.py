@@ -136,8 +136,9 @@ def rollout(report: Report, who: str, policy: Policy, params: Any,
                                times=calls * turns)
   report.held["KV cache"] = cache
   del report.held["read prompts"]
-  # From a narrower cache into this one; of the same width at the most.
-  report.add(f"{who}: widen the cache", steps.align, cache, held.live, 0, width=widest, times=calls)
+  # From a narrower one; of the same width at the most.
+  report.add(f"{who}: widen a layer of the cache", slots.moved, cache.layers[0], 0, width=widest,
+             axis=2, times=calls * model.config.num_layers)
   report.add(f"{who}: decode {settings.chunk} steps", steps.decode, weights, cache, token, held,
              section.max_prompt, settings.chunk, key, length=length, times=chunks,
              turns=settings.chunk)
@@ -151,56 +152,82 @@ def batch_of(report: Report, rows: int, prompt: int, response: int, **more: Any)
                put(bool, response), **{name: put(dtype, response) for name, dtype in more.items()})
 
 
+class Run(NamedTuple):
+  """A run of pipelines/opd.py before its first step."""
+
+  who: teachers.Asked
+  state: train_state.TrainState
+  optimizer: Any
+  params: dict[str, Any]  # of teachers and reference, by their names in the report
+  heads: Any              # of the teachers, for a loss over the vocabulary
+
+
 def on_policy_distillation(config: ml_collections.ConfigDict, report: Report) -> None:
   """pipelines/opd.py: rollout, score, grade, update."""
+  run = begin(config, report)
+  sample(config, run, report)
+  learn(config, run, report)
+
+
+def begin(config: ml_collections.ConfigDict, report: Report) -> Run:
+  """What lies on the devices from the start."""
   objective.check(config)
-  section, loss = config.rollout, config.loss
-  rows = section.prompts * section.group_size
-  policies.check_rows("rollout.prompts x rollout.group_size", rows, report.mesh,
-                      loss.micro_batches)
   who = asked(config)
-  state, optimizer = hold_state(config, who.student, report, config.total_steps
-                                * loss.updates_per_batch)
+  state, optimizer = hold_state(config, who.student, report,
+                                config.total_steps * config.loss.updates_per_batch)
   others = {teachers.label(name): policy for name, policy in who.teachers.items()}
   if who.reference:
     others["reference"] = who.reference
   params = {name: parameters(policy, report) for name, policy in others.items()}
-  waiting = config.teacher_memory == "host"
   heads = None
-  if loss.surrogate in divergences.KINDS:
+  if config.loss.surrogate in divergences.KINDS:
     heads = tuple(report.add(f"{name}: head", jax.jit(functools.partial(opd.head, policy.model)),
                              params[name], times=0.0)
                   for name, policy in others.items() if name != "reference")
     report.held["teachers' heads"] = heads
-  if not waiting:
+  if config.teacher_memory == "device":
     report.held |= params
+  return Run(who, state, optimizer, params, heads)
 
-  rollout(report, "student", who.student, state.params, section, section, rows, 1.0)
 
+def sample(config: ml_collections.ConfigDict, run: Run, report: Report) -> None:
+  """A step's rollout."""
+  section = config.rollout
+  rows = section.prompts * section.group_size
+  rollout(report, "student", run.who.student, run.state.params, section, section, rows, 1.0)
+
+
+def learn(config: ml_collections.ConfigDict, run: Run, report: Report) -> None:
+  """A step's scoring and its updates."""
+  section, loss, who = config.rollout, config.loss, run.who
+  rows = section.prompts * section.group_size
+  policies.check_rows("rollout.prompts x rollout.group_size", rows, report.mesh,
+                      loss.micro_batches)
   batch = batch_of(report, rows, section.max_prompt, section.max_response,
                    sampler_logprobs=np.float32)
   if len(who.teachers) > 1:
     batch = batch.replace(teacher_id=shape(report.mesh, (rows,), np.int32, "data"))
   report.held["batch"] = batch
   ask = opd.make_score(config, who)
-  trees = [params[teachers.label(name)] for name in who.teachers]
-  if not objective.asks_teacher(loss):
-    trees = [None] * len(trees)
-  every = (*trees, params.get("reference"))
-  turns = [i for i, tree in enumerate(every) if tree is not None] if waiting else [None]
-  for i in turns:
-    given = [tree if i in (None, j) else None for j, tree in enumerate(every)]
-    label = "score" if i is None else f"score by {list(others)[i]}"
-    scored = report.add(label, ask, state.params, tuple(given[:-1]), given[-1], batch)
-    batch = scored
+  asks = objective.asks_teacher(loss)
+  every = [run.params[teachers.label(name)] if asks else None for name in who.teachers]
+  every.append(run.params.get("reference"))
+  if config.teacher_memory == "device":
+    batch = report.add("score", ask, run.state.params, tuple(every[:-1]), every[-1], batch)
+  else:
+    names = [*map(teachers.label, who.teachers), "reference"]
+    for here in (i for i, tree in enumerate(every) if tree is not None):
+      one = [tree if i == here else None for i, tree in enumerate(every)]
+      batch = report.add(f"score by {names[here]}", ask, run.state.params, tuple(one[:-1]),
+                         one[-1], batch)
   report.held["batch"] = batch
   if loss.signal in objective.REWARDED:
     batch = batch.replace(reward=shape(report.mesh, (rows,), np.float32, "data"))
     batch = report.add("grade", jax.jit(functools.partial(opd.grade, config)), batch)
     report.held["batch"] = batch
   update = on_policy.make_update(config, opd.make_loss(config, who.student), opd.describe,
-                                 optimizer, state)
-  report.add("update", update, state, batch, heads, times=loss.updates_per_batch)
+                                 run.optimizer, run.state)
+  report.add("update", update, run.state, batch, run.heads, times=loss.updates_per_batch)
 
 
 def critiques(config: ml_collections.ConfigDict, report: Report) -> None:

@@ -24,6 +24,7 @@ class Row(NamedTuple):
   times: float              # calls a step
   held: dict[str, float]    # bytes of what lies there during the call, by name
   inputs: float             # bytes of other arguments
+  arguments: float          # bytes of all arguments that it uses, held or not, as the compiler says
   temporaries: float        # bytes that exist only while it runs
   outputs: float            # bytes of results that do not take the place of an argument
   costs: hlo.Costs | None   # None: it does not fit, and so was not compiled to the end
@@ -74,12 +75,12 @@ class Report:
         raise
       spent = time.perf_counter() - start
       needed = wanted(str(error))
-      self.rows.append(Row(name, times, held, inputs, max(needed - inputs, 0.0), 0.0, None, spent,
+      self.rows.append(Row(name, times, held, inputs, 0.0, needed, 0.0, None, spent,
                            str(error).splitlines()[0]))
       raise DoesNotFit(name) from None
     memory = compiled.memory_analysis()
     self.rows.append(Row(
-        name, times, held, inputs, memory.temp_size_in_bytes,
+        name, times, held, inputs, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
         max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
         hlo.costs(compiled.as_text(), turns), time.perf_counter() - start, ""))
     return jax.tree.map(

@@ -1,7 +1,8 @@
 """The report as a person reads it: memory, work, what bounds the step, what would still fit."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 import math
+from typing import Any
 
 import jax
 import ml_collections
@@ -31,23 +32,49 @@ def run(config: ml_collections.ConfigDict, topology: str, sweep: bool, largest: 
   report = compiled(config, topology)
   print("\n".join(lines(config, topology, report)), flush=True)
   if largest:
-    print("\n" + "\n".join(beyond(config, topology, report)), flush=True)
+    print("\n" + "\n".join(beyond(config, topology)), flush=True)
   if sweep:
     print("\n" + "\n".join(swept(config, topology)), flush=True)
   return all(map(report.fits, report.rows))
 
 
-def compiled(config: ml_collections.ConfigDict, topology: str) -> Report:
-  """Compiles the functions of a run, until one does not fit."""
+def report_of(config: ml_collections.ConfigDict, topology: str) -> Report:
+  """An empty report on the config's mesh."""
   devices, chip = chips.devices(topology)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, devices)
-  report = Report(mesh, chip)
-  with jax.set_mesh(mesh):
+  return Report(sharding.make_mesh(config.mesh.data, config.mesh.model, devices), chip)
+
+
+def compiled(config: ml_collections.ConfigDict, topology: str,
+             functions: Callable[..., None] | None = None) -> Report:
+  """Compiles the functions of a run, until one does not fit.
+
+  Args:
+    functions: (config, report) -> None, which of them; all of its pipeline by default.
+  """
+  report = report_of(config, topology)
+  with jax.set_mesh(report.mesh):
     try:
-      programs.PIPELINES[config.pipeline](config, report)
+      (functions or programs.PIPELINES[config.pipeline])(config, report)
     except DoesNotFit:
       pass  # the last row says what
   return report
+
+
+def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The config with other values at some dotted keys."""
+  other = config.copy_and_resolve_references()
+  with other.unlocked():
+    other.update_from_flattened_dict(changes)
+  return other
+
+
+def partly(config: ml_collections.ConfigDict, topology: str,
+           part: Callable[[ml_collections.ConfigDict, programs.Run, Report], None],
+           changes: dict[str, Any]) -> Report:
+  """One part of a step of pipeline 'opd', with a changed config."""
+  config = changed(config, changes)
+  return compiled(config, topology, lambda config, report: part(
+      config, programs.begin(config, report), report))
 
 
 def lines(config: ml_collections.ConfigDict, topology: str, report: Report) -> list[str]:
@@ -125,29 +152,62 @@ def advice(report: Report) -> str:
           "splits the weights for decoding and the heads of the cache")
 
 
-def beyond(config: ml_collections.ConfigDict, topology: str, report: Report) -> list[str]:
-  """How many slots and rows of a micro-batch fit: foretold from what one takes, then compiled."""
-  if config.pipeline != "opd" or report.chip.memory is None:
-    return ["Largest batch: only for pipeline 'opd', on chips of known memory."]
-  rows, data = config.rollout.prompts * config.rollout.group_size, report.mesh.shape["data"]
-  count = min(config.rollout.slots or rows, rows)
-  changing = [row for row in report.rows if row.name.startswith("student: ")]
-  per_slot = max((row.held.get("KV cache", 0.0) + row.held.get("read prompts", 0.0)
-                  + row.temporaries + row.outputs) * data / count for row in changing)
-  fixed = max(sum(size for name, size in row.held.items()
-                  if name not in ("KV cache", "read prompts")) for row in changing)
-  most = math.floor((report.chip.memory - fixed) / per_slot)
-  out = ["Largest, foretold from this report: "
-         f"{most * data} slots ({most} a chip of the data axis; a batch has {rows} rows)"]
-  by_name = {row.name: row for row in report.rows}
-  if "update" in by_name and by_name["update"].costs:
-    row, own = by_name["update"], rows // config.loss.micro_batches // data
-    room = report.chip.memory - (row.total - row.temporaries)
-    out[0] += (f"; {math.floor(room * own / row.temporaries) * data} rows in a micro-batch of the "
-               f"update ({own} a chip now)")
-  out[0] += ". Rows of a batch: as many micro-batches as it takes; their ids and log-probabilities " \
-            "alone grow with it."
-  return out
+def beyond(config: ml_collections.ConfigDict, topology: str) -> list[str]:
+  """How many slots of the engine, and rows of a micro-batch, fit: by compiling for them."""
+  if config.pipeline != "opd" or chips.devices(topology)[1].memory is None:
+    return ["Largest batch: only of pipeline 'opd', on chips of known memory."]
+  rows = config.rollout.prompts * config.rollout.group_size
+  data = report_of(config, topology).mesh.shape["data"]
+
+  def slots(count: int) -> Report:
+    return partly(config, topology, programs.sample, {"rollout.slots": count * data})
+
+  def micro(count: int) -> Report:
+    return partly(config, topology, programs.learn,
+                  {"loss.micro_batches": rows // (count * data)})
+
+  # As many as divide the rows: a last part that is not full costs as much.
+  sizes = [n for n in range(1, rows // data + 1) if rows // data % n == 0]
+  most, found = largest(slots, sizes)
+  parts, learned = largest(micro, sizes)
+  return [
+      f"Slots of the engine that fit: {most * data}, {most} a chip of the data axis, "
+      f"{found / GIB:.4g} GiB at the peak (rollout.slots={most * data}).",
+      f"Rows of a micro-batch that fit: {parts * data}, {parts} a chip of the data axis, "
+      f"{learned / GIB:.4g} GiB at the peak (loss.micro_batches="
+      f"{rows // (parts * data) if parts else 0}). A batch of more rows has more micro-batches: what "
+      f"it keeps itself is {kept(config) / 2**20:.3g} MiB a row."]
+
+
+def kept(config: ml_collections.ConfigDict) -> float:
+  """Bytes that a row of a batch takes on its chip, whatever the micro-batches."""
+  tokens = config.rollout.max_prompt + config.rollout.max_response
+  return tokens * (4 + 1) + config.rollout.max_response * (3 * 4 + 1)
+
+
+def largest(trial: Callable[[int], Report], sizes: Sequence[int]) -> tuple[int, float]:
+  """The largest of `sizes` that fits, and its bytes at the peak; 0 if none does.
+
+  Memory is nearly a straight line in the size: two trials foretell where it ends, others make sure.
+  """
+  tried: dict[int, float] = {}
+  limit, low, high = math.inf, 0, len(sizes)  # low - 1 fits, high does not
+  at = 0
+  while low < high:
+    report = trial(sizes[at])
+    limit = report.chip.memory
+    tried[sizes[at]] = max(row.total for row in report.rows)
+    if all(map(report.fits, report.rows)):
+      low = at + 1
+    else:
+      high = at
+    at = low
+    if len(tried) > 1:
+      (a, x), (b, y) = sorted(tried.items())[:2]
+      slope = (y - x) / (b - a)
+      ends = a + (limit - x) / slope if slope > 0 else math.inf
+      at = max(low, min(high - 1, sum(size <= ends for size in sizes) - 1))
+  return (sizes[low - 1], tried[sizes[low - 1]]) if low else (0, tried[sizes[0]])
 
 
 def meshes(count: int) -> Iterable[int]:
@@ -161,12 +221,10 @@ def swept(config: ml_collections.ConfigDict, topology: str) -> list[str]:
   tried = []
   for model in meshes(len(devices)):
     for remat in REMAT:
-      changed = config.copy_and_resolve_references()
-      changed.unlock()
-      changed.mesh.data, changed.mesh.model, changed.model.remat = -1, model, remat
       label = [f"data={len(devices) // model} x model={model}", remat]
       try:
-        report = compiled(changed, topology)
+        report = compiled(changed(config, {
+            "mesh.data": -1, "mesh.model": model, "model.remat": remat}), topology)
       except ValueError as error:
         tried.append((math.inf, [*label, "", "", "", str(error)]))
         continue

@@ -77,7 +77,7 @@ def compiled(model: nn.Module, settings: Settings) -> Steps:
       empty=jax.jit(unrolled(empty), static_argnames=("rows", "width")),
       prefill=jax.jit(functools.partial(prefill, model, settings), static_argnames="length"),
       fill=jax.jit(unrolled(fill), donate_argnames="cache"),
-      align=jax.jit(align, static_argnames="width"), keep=jax.jit(keep),
+      align=align, keep=jax.jit(keep),
       decode=jax.jit(unrolled(decode), static_argnames="length", donate_argnames="cache"))
 
 
@@ -132,14 +132,31 @@ def fill(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, tok
 def align(cache: KVCache, live: Array, shift: Array, *, width: int) -> KVCache:
   """Moves columns to the front by `shift` (or back, if negative), in a cache of `width`.
 
-  What leaves at one end may come back at the other: none of it belongs to a live row.
+  What leaves at one end may come back at the other: none of it belongs to a live row. The old cache
+  is used up layer by layer, so that there are never two of them.
   """
-  def move(x: Array, axis: int) -> Array:
+  layers = []
+  for old in cache.layers:
+    layers.append(moved(old, shift, width=width, axis=2))
+    jax.tree.map(lambda x: x.delete(), old)  # of another width it cannot be donated
+  return cache.replace(layers=tuple(layers), segment_ids=moved(
+      owned(cache.segment_ids, live), shift, width=width, axis=1))
+
+
+@jax.jit
+def owned(segment_ids: Array, live: Array) -> Array:
+  """Segment ids i32[B, C] without those of rows that have ended."""
+  return jnp.where(live[:, None], segment_ids, 0)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "axis"))
+def moved(entries: Any, shift: Array, *, width: int, axis: int) -> Any:
+  """`align` of one layer: arrays of columns along `axis`."""
+  def move(x: Array) -> Array:
     grown = max(width - x.shape[axis], 0)
     x = jnp.pad(x, [(0, grown if i == axis else 0) for i in range(x.ndim)])
     return jax.lax.slice_in_dim(jnp.roll(x, -shift, axis), 0, width, axis=axis)
-  return cache.replace(layers=jax.tree.map(lambda x: move(x, 2), cache.layers),
-                       segment_ids=move(jnp.where(live[:, None], cache.segment_ids, 0), 1))
+  return jax.tree.map(move, entries)
 
 
 def keep(cache: KVCache, token: Array, kept: Array) -> tuple[KVCache, Array]:
