@@ -21,6 +21,7 @@ RULES: dict[str, str | None] = {
     "kv_heads": "model",
     "head_dim": None,
     "mlp": "model",
+    "expert": "model",
     "vocab": "model",
     "layers": None,
 }

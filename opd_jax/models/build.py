@@ -1,6 +1,7 @@
 """From a ModelConfig to a module, and to parameters that are born sharded."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +15,9 @@ from opd_jax.models import gpt2, transformer
 from opd_jax.models.configs import ModelConfig
 
 MODULES = {
-    "qwen3": transformer.Transformer, "qwen2": transformer.Transformer,
-    "llama": transformer.Transformer, "phi3": transformer.Transformer, "gpt2": gpt2.GPT2,
+    "qwen3": transformer.Transformer, "qwen3_moe": transformer.Transformer,
+    "qwen2": transformer.Transformer, "llama": transformer.Transformer,
+    "phi3": transformer.Transformer, "gpt2": gpt2.GPT2,
 }
 
 
@@ -63,6 +65,21 @@ def init_params(config: ModelConfig, key: Array, mesh: Mesh | None = None) -> An
   With a mesh they are born sharded: no device ever holds more than its share.
   """
   return _initializer(config, mesh)(key)
+
+
+def count_params(config: ModelConfig) -> tuple[int, int]:
+  """How many parameters a model has, and how many of them one token passes through.
+
+  They differ for mixtures of experts, by the experts that a token is not sent to. An embedding
+  counts whole in both, as model cards count it.
+  """
+  leaves = jax.tree.leaves(abstract_params(config),
+                           is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+  size = lambda leaf: math.prod(leaf.value.shape)
+  experts = sum(size(leaf) for leaf in leaves if "expert" in leaf.names)
+  idle = experts - experts * config.experts_per_token // max(config.num_experts, 1)
+  count = sum(map(size, leaves))
+  return count, count - idle
 
 
 def head(params: Any, config: ModelConfig) -> Array:

@@ -28,14 +28,14 @@ class RopeScaling:
 class ModelConfig:
   """Shape and dialect of a decoder. Hashable, so that it can be a static jit argument."""
 
-  family: str                    # "qwen3" "qwen2" "llama" "phi3" "gpt2": the HF model_type
+  family: str                    # "qwen3" "qwen3_moe" "qwen2" "llama" "phi3" "gpt2": HF model_type
   vocab_size: int                # V, rows of the embedding (may be padded beyond the tokenizer)
   embed_dim: int                 # D
   num_layers: int                # L
   num_heads: int                 # H
   num_kv_heads: int              # K, divides H
   head_dim: int
-  mlp_dim: int
+  mlp_dim: int                   # of each expert, if there are any
   max_positions: int             # the longest prompt + response the model allows
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling = RopeScaling()
@@ -45,6 +45,9 @@ class ModelConfig:
   qk_norm: bool = False          # RMSNorm on queries and keys per head (Qwen3)
   qkv_bias: bool = False         # Qwen2
   tied_embeddings: bool = True
+  num_experts: int = 0           # E; 0: one MLP a layer
+  experts_per_token: int = 0     # k
+  normalized_routing: bool = False  # a token's k weights sum to 1 (norm_topk_prob)
 
   @property
   def rotary_dim(self) -> int:
@@ -63,6 +66,15 @@ def _qwen3(layers: int, width: int, heads: int, mlp: int, tied: bool) -> ModelCo
       family="qwen3", vocab_size=151_936, embed_dim=width, num_layers=layers, num_heads=heads,
       num_kv_heads=8, head_dim=128, mlp_dim=mlp, max_positions=40_960, rope_theta=1e6,
       qk_norm=True, tied_embeddings=tied,
+  )
+
+
+def _qwen3_moe(layers: int, width: int, heads: int, mlp: int) -> ModelConfig:
+  return ModelConfig(
+      family="qwen3_moe", vocab_size=151_936, embed_dim=width, num_layers=layers, num_heads=heads,
+      num_kv_heads=4, head_dim=128, mlp_dim=mlp, max_positions=40_960, rope_theta=1e6,
+      qk_norm=True, tied_embeddings=False, num_experts=128, experts_per_token=8,
+      normalized_routing=True,
   )
 
 
@@ -118,6 +130,8 @@ NAMED: dict[str, ModelConfig] = {
     "qwen3_8b": _qwen3(layers=36, width=4096, heads=32, mlp=12_288, tied=False),
     "qwen3_14b": _qwen3(layers=40, width=5120, heads=40, mlp=17_408, tied=False),
     "qwen3_32b": _qwen3(layers=64, width=5120, heads=64, mlp=25_600, tied=False),
+    "qwen3_30b_a3b": _qwen3_moe(layers=48, width=2048, heads=32, mlp=768),
+    "qwen3_235b_a22b": _qwen3_moe(layers=94, width=4096, heads=64, mlp=1536),
     "qwen2p5_1p5b": _qwen2p5(151_936, width=1536, heads=12, kv_heads=2, mlp=8960, tied=True),
     "qwen2p5_7b": _qwen2p5(152_064, width=3584, heads=28, kv_heads=4, mlp=18_944, tied=False),
     "llama3p2_1b": _llama3(layers=16, width=2048, head_dim=64, mlp=8192, factor=32.0, tied=True),

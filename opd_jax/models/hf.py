@@ -45,13 +45,15 @@ def load_config(folder: str) -> ModelConfig:
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
 
 
-def _find(folder: str, config: ModelConfig,
-          wanted: list[hf_rows.Tensor]) -> dict[str, tensors.Entry]:
-  """The file entries of a folder, checked to be exactly those wanted.
+def _find(folder: str,
+          config: ModelConfig) -> tuple[list[hf_rows.Tensor], dict[str, tensors.Entry]]:
+  """The tensors of a model and the file entries of a folder, checked to be exactly theirs.
 
   Raises: ValueError naming tensors that are missing, unexpected, of another shape or type.
   """
   found = tensors.find(folder)
+  wanted = hf_rows.tensor_list(
+      config, stacked_experts=any(name.endswith(".experts.down_proj") for name in found))
   prefix = wanted[0].name.split(".")[0] + "."
   if not any(name.startswith(prefix) for name in found):
     # Saved without the language-model head around it, as the original GPT-2 is.
@@ -73,12 +75,13 @@ def _find(folder: str, config: ModelConfig,
     if entry.dtype not in tensors.DTYPES:
       raise ValueError(f"{entry.path}: tensor {tensor.name} is stored as {entry.dtype}; "
                        f"{', '.join(tensors.DTYPES)} can be read (no quantized checkpoints)")
-  return found
+  return wanted, found
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _store(stack: Array, piece: Array, layer: int) -> Array:
-  return jax.lax.dynamic_update_index_in_dim(stack, piece.astype(stack.dtype), layer, 0)
+def _store(stack: Array, piece: Array, at: tuple[int, ...]) -> Array:
+  piece = piece.astype(stack.dtype).reshape((1,) * len(at) + piece.shape)
+  return jax.lax.dynamic_update_slice(stack, piece, at + (0,) * (stack.ndim - len(at)))
 
 
 def import_hf(folder: str, config: ModelConfig | None = None, mesh: Mesh | None = None,
@@ -97,34 +100,30 @@ def import_hf(folder: str, config: ModelConfig | None = None, mesh: Mesh | None 
   Raises: ValueError for a pickle, and for tensors missing, unexpected or mis-shaped, by name.
   """
   config = config or load_config(folder)
-  wanted = hf_rows.tensor_list(config)
-  found = _find(folder, config, wanted)
+  wanted, found = _find(folder, config)
   boxed = _flat(abstract_params(config))
   layouts = _flat(sharding.of_params(abstract_params(config), mesh)) if mesh else {}
 
-  def place(row, piece, layered):
+  def place(row, piece, at):
     if not mesh:
       return jax.device_put(piece)  # jnp.asarray would hold one copy more
-    layout = layouts[row.path]
-    if layered:
-      layout = NamedSharding(mesh, PartitionSpec(*layout.spec[1:]))
+    layout = NamedSharding(mesh, PartitionSpec(*layouts[row.path].spec[len(at):]))
     return jax.make_array_from_callback(piece.shape, layout, lambda index: piece[index])
 
   params = {}
   for tensor in wanted:
-    layered = tensor.layer is not None
     raw = tensors.read(found[tensor.name])
     pieces = [(row, np.ascontiguousarray(piece)) for row, piece in tensor.split(raw)]
     del raw  # now once; while it is copied onto devices, twice again
     while pieces:
       row, piece = pieces.pop()
-      if not layered:
-        params[row.path] = place(row, piece, False).astype(dtype)
+      if not tensor.at:
+        params[row.path] = place(row, piece, ()).astype(dtype)
       else:
         if row.path not in params:
           params[row.path] = jnp.zeros(boxed[row.path].value.shape, dtype,
                                        device=layouts.get(row.path))
-        params[row.path] = _store(params[row.path], place(row, piece, True), tensor.layer)
+        params[row.path] = _store(params[row.path], place(row, piece, tensor.at), tensor.at)
       # Dispatch is asynchronous: without waiting, many host copies would be alive at once.
       params[row.path].block_until_ready()
       del piece
@@ -132,14 +131,16 @@ def import_hf(folder: str, config: ModelConfig | None = None, mesh: Mesh | None 
 
 
 @jax.jit
-def _layer(stack: Array, layer: int) -> Array:
-  return jax.lax.dynamic_index_in_dim(stack, layer, 0, keepdims=False)
+def _part(stack: Array, at: tuple[int, ...]) -> Array:
+  for i in at:
+    stack = jax.lax.dynamic_index_in_dim(stack, i, 0, keepdims=False)
+  return stack
 
 
-def _fetch(array: Any, layer: int | None) -> np.ndarray:
-  """One layer of an array, or all of it, on the host, wherever its shards live."""
-  if layer is not None:
-    array = _layer(array, layer)
+def _fetch(array: Any, at: tuple[int, ...]) -> np.ndarray:
+  """One layer of an array, or an expert of it, or all, on the host, wherever its shards live."""
+  if at:
+    array = _part(array, at)
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     array = multihost_utils.process_allgather(array, tiled=True)
   return np.asarray(array)
@@ -176,7 +177,7 @@ def export_hf(params: Any, config: ModelConfig, folder: str,
   plan = {}
   for tensor in hf_rows.tensor_list(config):
     arrays = [flat[row.path] for row in tensor.rows]
-    content = lambda t=tensor, arrays=arrays: t.join([_fetch(x, t.layer) for x in arrays])
+    content = lambda t=tensor, arrays=arrays: t.join([_fetch(x, t.at) for x in arrays])
     plan[tensor.name] = tensors.Planned(tensor.shape, np.dtype(dtype or arrays[0].dtype), content)
   if jax.process_index() != 0:
     for tensor in plan.values():

@@ -10,8 +10,8 @@ from typing import Any
 from opd_jax.models.configs import ModelConfig, RopeScaling
 
 ARCHITECTURES = {
-    "qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM",
-    "phi3": "Phi3ForCausalLM", "gpt2": "GPT2LMHeadModel",
+    "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM", "phi3": "Phi3ForCausalLM", "gpt2": "GPT2LMHeadModel",
 }
 
 # What these fields may say if they are there at all.
@@ -23,6 +23,8 @@ IMPLEMENTED: dict[str, tuple] = {
     "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,), "add_cross_attention": (False,),
     "is_encoder_decoder": (False,), "text_config": (None,),
+    # Layers are scanned, so all are alike: in a mixture of experts, none has a dense MLP.
+    "decoder_sparse_step": (1,), "mlp_only_layers": ([],),
 }
 
 
@@ -81,18 +83,31 @@ def _decoder(raw: dict[str, Any], family: str) -> ModelConfig:
   if scaling.kind in ("yarn", "dynamic"):
     # Their configs keep the pre-training length here and name the factor beside it.
     max_positions = max(max_positions, int(scaling.factor * scaling.original_positions))
+  moe = family == "qwen3_moe"
   return ModelConfig(
       family=family, vocab_size=_need(raw, "vocab_size"), embed_dim=width,
       num_layers=_need(raw, "num_hidden_layers"), num_heads=heads,
       num_kv_heads=raw.get("num_key_value_heads") or heads,
-      head_dim=raw.get("head_dim") or width // heads, mlp_dim=_need(raw, "intermediate_size"),
+      head_dim=raw.get("head_dim") or width // heads,
+      mlp_dim=_need(raw, "moe_intermediate_size" if moe else "intermediate_size"),
       max_positions=max_positions,
       rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
       rope_scaling=scaling, rotary_fraction=float(fraction),
       sliding_window=raw.get("sliding_window") if family == "phi3" else None,
-      norm_eps=_need(raw, "rms_norm_eps"), qk_norm=family == "qwen3", qkv_bias=family == "qwen2",
-      tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+      norm_eps=_need(raw, "rms_norm_eps"), qk_norm=family in ("qwen3", "qwen3_moe"),
+      qkv_bias=family == "qwen2", tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+      **(_experts(raw) if moe else {}),
   )
+
+
+def _experts(raw: dict[str, Any]) -> dict[str, Any]:
+  count = raw.get("num_experts") or _need(raw, "num_local_experts")  # transformers 4, and 5
+  chosen = _need(raw, "num_experts_per_tok")
+  if not 1 <= chosen <= count:
+    raise ValueError(f"config.json: num_experts_per_tok={chosen} of {count} experts; it must be "
+                     "at least 1 and at most their number")
+  return dict(num_experts=count, experts_per_token=chosen,
+              normalized_routing=bool(raw.get("norm_topk_prob", False)))
 
 
 def _rope_scaling(raw: dict[str, Any], rope: dict[str, Any], family: str) -> RopeScaling:
@@ -168,9 +183,15 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     original = config.rope_scaling.original_positions or config.max_positions
     raw |= dict(original_max_position_embeddings=original, resid_pdrop=0.0, embd_pdrop=0.0,
                 partial_rotary_factor=config.rotary_fraction, sliding_window=config.sliding_window)
-  if config.family in ("qwen2", "qwen3"):
+  if config.num_experts:
+    # No layer is as wide as intermediate_size says: it is of dense layers, and there are none.
+    raw |= dict(
+        moe_intermediate_size=config.mlp_dim, num_experts=config.num_experts,
+        num_experts_per_tok=config.experts_per_token, norm_topk_prob=config.normalized_routing,
+        decoder_sparse_step=1, mlp_only_layers=[])
+  if config.family in ("qwen2", "qwen3", "qwen3_moe"):
     raw["use_sliding_window"] = False
-  if config.family in ("llama", "qwen3"):
+  if config.family in ("llama", "qwen3", "qwen3_moe"):
     raw["attention_bias"] = False
   return raw
 

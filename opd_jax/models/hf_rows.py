@@ -1,6 +1,7 @@
 """The weights of Hugging Face checkpoints: one row per weight, read forwards and backwards."""
 
 from collections.abc import Iterator
+import itertools
 import math
 from typing import NamedTuple
 
@@ -19,15 +20,23 @@ class Row(NamedTuple):
   along `out`, in the order of the rows: Phi's qkv_proj and gate_up_proj, GPT-2's c_attn.
   """
 
-  hf: str      # "{}" stands for the layer
-  path: str    # where it is in our tree; paths under blocks/ have a leading [L]
+  hf: str      # "{}" stands for the layer, a second one for the expert
+  path: str    # where it is in our tree; paths under blocks/ have a leading [L], experts [L, E]
   inputs: int  # 0: a vector
   transposed: bool
+  stacked: int = 0  # leading axes, before the inputs, that the tensor has too
 
 
-def rows(config: ModelConfig) -> list[Row]:
-  """The table of a family."""
-  return _gpt2_rows() if config.family == "gpt2" else _decoder_rows(config)
+def rows(config: ModelConfig, stacked_experts: bool = False) -> list[Row]:
+  """The table of a family.
+
+  Args:
+    config: of the model.
+    stacked_experts: whether tensors hold all experts of a layer, as transformers 5 has them in
+      memory and saves them under save_original_format=False; else they hold one each.
+  """
+  return (_gpt2_rows() if config.family == "gpt2" else
+          _decoder_rows(config, stacked_experts))
 
 
 def _gpt2_rows() -> list[Row]:
@@ -48,7 +57,7 @@ def _gpt2_rows() -> list[Row]:
                   Row("transformer.ln_f.bias", "final_norm/bias", 0, False)]
 
 
-def _decoder_rows(config: ModelConfig) -> list[Row]:
+def _decoder_rows(config: ModelConfig, stacked_experts: bool) -> list[Row]:
   layer, ours = "model.layers.{}.", "blocks/"
   fused = config.family == "phi3"
   table = [Row("model.embed_tokens.weight", "embedding", 1, False),
@@ -63,62 +72,71 @@ def _decoder_rows(config: ModelConfig) -> list[Row]:
       table.append(Row(f"{layer}self_attn.{short}_norm.weight",
                        f"{ours}attention/{name}_norm/scale", 0, False))
   table.append(Row(f"{layer}self_attn.o_proj.weight", f"{ours}attention/out", 2, True))
-  for name in ("gate", "up"):
-    hf = "gate_up" if fused else name
-    table.append(Row(f"{layer}mlp.{hf}_proj.weight", f"{ours}mlp/{name}", 1, True))
-  table += [Row(f"{layer}mlp.down_proj.weight", f"{ours}mlp/down", 1, True),
-            Row("model.norm.weight", "final_norm/scale", 0, False)]
+  if config.num_experts:
+    table.append(Row(f"{layer}mlp.gate.weight", f"{ours}mlp/router", 1, True))
+  if config.num_experts and stacked_experts:
+    table += [Row(f"{layer}mlp.experts.{hf}_proj", f"{ours}mlp/{name}", 1, True, stacked=1)
+              for hf, name in (("gate_up", "gate"), ("gate_up", "up"), ("down", "down"))]
+  else:
+    mlp = f"{layer}mlp.experts.{{}}" if config.num_experts else f"{layer}mlp"
+    table += [Row(f"{mlp}.{'gate_up' if fused and name != 'down' else name}_proj.weight",
+                  f"{ours}mlp/{name}", 1, True) for name in ("gate", "up", "down")]
+  table.append(Row("model.norm.weight", "final_norm/scale", 0, False))
   if not config.tied_embeddings:
     table.append(Row("lm_head.weight", "head", 1, True))
   return table
 
 
 class Tensor(NamedTuple):
-  """One Hugging Face tensor: the rows that lie in it and their shapes (without [L])."""
+  """One Hugging Face tensor: the rows that lie in it and the shapes of what they name of ours."""
 
   name: str
-  layer: int | None
+  at: tuple[int, ...]  # where in our arrays: (), (layer,) or (layer, expert); shapes are without
   rows: tuple[Row, ...]
   shapes: tuple[tuple[int, ...], ...]
 
   @property
   def widths(self) -> list[int]:
-    return [math.prod(shape[row.inputs:]) for row, shape in zip(self.rows, self.shapes)]
+    return [math.prod(shape[row.stacked + row.inputs:])
+            for row, shape in zip(self.rows, self.shapes)]
 
   @property
   def shape(self) -> tuple[int, ...]:
     first = self.rows[0]
     if first.inputs == 0:
       return (sum(self.widths),)
-    matrix = (math.prod(self.shapes[0][:first.inputs]), sum(self.widths))
-    return matrix[::-1] if first.transposed else matrix
+    stack, rest = self.shapes[0][:first.stacked], self.shapes[0][first.stacked:]
+    matrix = (math.prod(rest[:first.inputs]), sum(self.widths))
+    return stack + (matrix[::-1] if first.transposed else matrix)
 
   def split(self, raw: np.ndarray) -> Iterator[tuple[Row, np.ndarray]]:
     """The Hugging Face tensor -> our arrays, as views."""
-    matrix = raw.T if self.rows[0].transposed else raw
+    matrix = raw.swapaxes(-1, -2) if self.rows[0].transposed else raw
     stops = np.cumsum(self.widths)
     for row, shape, stop, width in zip(self.rows, self.shapes, stops, self.widths):
       yield row, matrix[..., stop - width:stop].reshape(shape)
 
   def join(self, arrays: list[np.ndarray]) -> np.ndarray:
     """Our arrays, in the order of the rows -> the Hugging Face tensor; the inverse of `split`."""
-    flat = lambda x, width: x.reshape(width) if self.rows[0].inputs == 0 else x.reshape(-1, width)
+    first, shape = self.rows[0], self.shapes[0]
+    lead = (*shape[:first.stacked], -1) if first.inputs else ()
+    flat = lambda x, width: x.reshape(*lead, width)
     matrix = [flat(x, width) for x, width in zip(arrays, self.widths)]
     matrix = matrix[0] if len(matrix) == 1 else np.concatenate(matrix, axis=-1)
-    return matrix.T if self.rows[0].transposed else matrix
+    return matrix.swapaxes(-1, -2) if first.transposed else matrix
 
 
-def tensor_list(config: ModelConfig) -> list[Tensor]:
-  """Every tensor of a checkpoint of this model, layer by layer within each kind."""
+def tensor_list(config: ModelConfig, stacked_experts: bool = False) -> list[Tensor]:
+  """Every tensor of a checkpoint of this model, layer by layer within each kind; see `rows`."""
   boxed = traverse_util.flatten_dict(abstract_params(config), sep="/")
   shapes = {path: leaf.value.shape for path, leaf in boxed.items()}
   groups: dict[str, list[Row]] = {}
-  for row in rows(config):
+  for row in rows(config, stacked_experts):
     groups.setdefault(row.hf, []).append(row)
   result = []
   for hf, group in groups.items():
-    layered = "{}" in hf
-    ours = tuple(shapes[row.path][1:] if layered else shapes[row.path] for row in group)
-    for layer in range(config.num_layers) if layered else (None,):
-      result.append(Tensor(hf.format(layer), layer, tuple(group), ours))
+    depth = hf.count("{}")
+    ours = tuple(shapes[row.path][depth:] for row in group)
+    for at in itertools.product(*map(range, (config.num_layers, config.num_experts)[:depth])):
+      result.append(Tensor(hf.format(*at), at, tuple(group), ours))
   return result

@@ -102,11 +102,11 @@ def _write_weights(stored: dict[str, Any], dequantize: Any, folder: str) -> None
   plan = {}
   for tensor in hf_rows.tensor_list(config):
     stem = tensor.name.removesuffix(".weight")
-    if tensor.layer is None:
+    if not tensor.at:
       name = f"{_GGUF_NAMES[stem]}.weight"
     else:
-      stem = stem.removeprefix(f"model.layers.{tensor.layer}.")
-      name = f"blk.{tensor.layer}.{_GGUF_NAMES[stem]}.weight"
+      stem = stem.removeprefix(f"model.layers.{tensor.at[0]}.")
+      name = f"blk.{tensor.at[0]}.{_GGUF_NAMES[stem]}.weight"
     plan[tensor.name] = tensors.Planned(
         tensor.shape, np.dtype(np.float32),
         lambda name=name, shape=tensor.shape: content(name, shape))

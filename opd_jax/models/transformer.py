@@ -1,4 +1,4 @@
-"""One decoder for Qwen3, Qwen2, Llama and Phi: differences are ModelConfig fields.
+"""One decoder for Qwen3 (and its MoE), Qwen2, Llama and Phi: differences are ModelConfig fields.
 
 Layers are scanned: every layer parameter has a leading [L], and compile time does not
 grow with depth.
@@ -11,7 +11,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from opd_jax.models import layers, rope
+from opd_jax.models import layers, moe, rope
 from opd_jax.models.configs import ModelConfig
 from opd_jax.models.layers import KVCache
 from opd_jax.sharding import constrain
@@ -65,7 +65,7 @@ def stack(block: type[nn.Module], config: ModelConfig, dtype: Any, remat: str,
 
 
 class Block(nn.Module):
-  """One pre-norm layer: attention, then MLP, each added to the residual stream."""
+  """One pre-norm layer: attention, then MLP or mixture of them, each added to the residual stream."""
 
   config: ModelConfig
   dtype: Any
@@ -76,7 +76,8 @@ class Block(nn.Module):
     y, cache = layers.Attention(self.config, self.dtype, name="attention")(
         norm("attention_norm")(x), cache, index, angles, mask)
     x = constrain(x + y, "batch", "length", "act_embed")
-    x = x + layers.GatedMLP(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x))
+    mlp = moe.Mixture if self.config.num_experts else layers.GatedMLP
+    x = x + mlp(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x))
     return constrain(x, "batch", "length", "act_embed"), cache
 
 
