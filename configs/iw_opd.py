@@ -25,7 +25,7 @@ def get_config(arg=""):
             train="problems.jsonl", test="held_out.jsonl", question="question", answer="answer")),
         rollout=dict(prompts=1024, group_size=1, max_prompt=2048, max_response=16384),
         loss=dict(signal="opd", weight="iw_opd", surrogate="score_function",
-                  iw_opd=dict(max_weight=1.5), micro_batches=64),
+                  iw_opd=dict(max_weight=1.5), micro_batches=8),  # a row a chip of v5p:4x4x8
         optimizer=dict(learning_rate=1e-5),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),

@@ -165,6 +165,7 @@ NAMED: dict[str, ModelConfig] = {
 REPOSITORIES: dict[str, str] = {
     "Qwen3-0.6B": "qwen3_0p6b", "Qwen3-1.7B": "qwen3_1p7b", "Qwen3-4B": "qwen3_4b",
     "Qwen3-8B": "qwen3_8b", "Qwen3-14B": "qwen3_14b", "Qwen3-32B": "qwen3_32b",
+    "Qwen3-30B-A3B": "qwen3_30b_a3b", "Qwen3-235B-A22B": "qwen3_235b_a22b",
     "Qwen2.5-1.5B": "qwen2p5_1p5b", "Qwen2.5-7B": "qwen2p5_7b", "Llama-3.2-1B": "llama3p2_1b",
     "Llama-3.1-8B": "llama3p1_8b", "Phi-3-mini-4k-instruct": "phi3_mini", "phi-4": "phi4",
     "Phi-4-mini-instruct": "phi4_mini", "gpt2": "gpt2", "gpt2-medium": "gpt2_medium",
