@@ -29,6 +29,8 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x8, cpu:8, ...
 SWEEP = flags.DEFINE_bool("sweep", False, "Also tries other meshes and remat policies.")
 LARGEST = flags.DEFINE_bool("largest", False, "Also looks for the largest number of slots and the "
                             "largest micro-batch that fit.")
+SCALING = flags.DEFINE_list("scaling", [], "Topologies of several sizes: how scoring and updates of "
+                            "the same batch fall with the number of chips; nothing else.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +38,8 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set as --config.key=value")
   logging.set_verbosity(logging.ERROR)
   try:
-    fits = study.run(opd_main.CONFIG.value, TOPOLOGY.value, SWEEP.value, LARGEST.value)
+    fits = study.run(opd_main.CONFIG.value, TOPOLOGY.value, SWEEP.value, LARGEST.value,
+                     SCALING.value)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

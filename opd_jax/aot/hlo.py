@@ -173,6 +173,8 @@ class _Walk:
       elif op.code in ("call", "async-start", "fusion"):
         called = self._all[_after(op.text, "calls=") or _after(op.text, "to_apply=")]
         self.computation(called, times, inside, fused or op.code == "fusion")
+      elif op.code == "custom-call" and (said := _estimate(op, "flops")) is not None:
+        self.flops += times * said
       elif op.code == "custom-call" and "matmul" in op.text:
         self.flops += times * _matmul(op, [ops[name].shapes[0] for name in op.operands[:2]])
       if not fused:
@@ -266,6 +268,8 @@ class _Walk:
       return 2.0 * far(op.shapes)
     if op.code in ("dynamic-update-slice", "scatter"):
       return 2.0 * far(ops[op.operands[-1 if op.code == "scatter" else 1]].shapes)
+    if op.code == "custom-call" and (said := _estimate(op, "bytes_accessed")) is not None:
+      return said
     if op.code == "fusion":
       called = self._all[_after(op.text, "calls=")]
       return _written(called, op) + sum(
@@ -278,6 +282,12 @@ def _name(op: Op) -> str:
   """The operation of the model that an instruction came from."""
   found = re.search(r'op_name="([^"]*)"', op.text)
   return found[1] if found else op.name
+
+
+def _estimate(op: Op, what: str) -> float | None:
+  """What a kernel says of itself: a ragged_dot on TPUs, for one, which is no product to XLA."""
+  found = re.search(rf'"cost_estimate":\{{[^}}]*"{what}":"(\d+)"', op.text)
+  return float(found[1]) if found else None
 
 
 def _needed(ops: dict[str, Op], i: int) -> float:

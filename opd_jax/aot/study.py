@@ -17,18 +17,23 @@ from opd_jax.models.transformer import REMAT
 GIB = chips.GIB
 
 
-def run(config: ml_collections.ConfigDict, topology: str, sweep: bool, largest: bool) -> bool:
+def run(config: ml_collections.ConfigDict, topology: str, sweep: bool = False,
+        largest: bool = False, scaling: Sequence[str] = ()) -> bool:
   """Prints the report of a config on a topology; whether all of it fits.
 
   Args:
     sweep: also tries other meshes and remat policies, and ranks them.
     largest: also says how many slots and rows of a micro-batch would fit.
+    scaling: topologies; if there are any, only compares these (`scaled`).
   Raises: ValueError for a config or a topology that is none, or that do not go together.
   """
   configs.validate(config)
   if config.pipeline not in programs.PIPELINES:
     raise ValueError(f"pipeline is {config.pipeline!r}; its functions are not known here, only "
                      f"those of {', '.join(programs.PIPELINES)}")
+  if scaling:
+    print("\n".join(scaled(config, scaling)), flush=True)
+    return True
   report = compiled(config, topology)
   print("\n".join(lines(config, topology, report)), flush=True)
   if largest:
@@ -208,6 +213,34 @@ def largest(trial: Callable[[int], Report], sizes: Sequence[int]) -> tuple[int, 
       ends = a + (limit - x) / slope if slope > 0 else math.inf
       at = max(low, min(high - 1, sum(size <= ends for size in sizes) - 1))
   return (sizes[low - 1], tried[sizes[low - 1]]) if low else (0, tried[sizes[0]])
+
+
+def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list[str]:
+  """Scoring and updates of the same batch on pods of several sizes, a row a chip at a time.
+
+  On n chips a chip's FLOPs should be 1/n of the whole. A micro-batch gathers all weights and
+  spreads all gradients, so what a chip sends should be that of a micro-batch times their number,
+  which is rows / n: it falls as 1/n too, but for the factor (n - 1) / n of a gather.
+
+  Raises: ValueError for another pipeline than 'opd', and for rows that a pod does not divide.
+  """
+  if config.pipeline != "opd":
+    raise ValueError(f"pipeline is {config.pipeline!r}; --scaling knows only 'opd'")
+  rows = config.rollout.prompts * config.rollout.group_size
+  table, first = [], None
+  for topology in topologies:
+    mesh = report_of(config, topology).mesh
+    parts = max(rows // mesh.shape["data"], 1)
+    report = partly(config, topology, programs.learn, {"loss.micro_batches": parts})
+    whole, peak = step(report), max(row.total for row in report.rows)
+    first = first or {"flops": whole["flops"] * mesh.size, "sent": whole["sent"] * mesh.size}
+    share = lambda name: f"{whole[name] * mesh.size / first[name]:.3f}" if first[name] else ""
+    table.append([topology, f"{mesh.size}", f"{parts}", f"{whole['flops'] / 1e12:,.5g}",
+                  share("flops"), f"{whole['sent'] / 1e9:,.4g}", share("sent"), f"{peak / GIB:.4g}",
+                  "yes" if all(map(report.fits, report.rows)) else "no"])
+  return ["## The same batch on more chips: score and update", "", markdown.table(
+      ["topology", "chips", "micro-batches", "TFLOP a chip", "x chips, of the first's",
+       "GB sent a chip", "x chips, of the first's", "GiB at the peak", "fits"], table)]
 
 
 def meshes(count: int) -> Iterable[int]:

@@ -95,6 +95,13 @@ class HloTest(parameterized.TestCase):
     found = hlo.costs(TPU.format(**SCORES))
     self.assertEqual(found.flops, 2 * 8 * 2 * 2047 * 2047 * 128)
 
+  def test_a_kernel_costs_what_it_says_of_itself(self):
+    how = ('custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"xyz",'
+           '"cost_estimate":{"flops":"25769803776","transcendentals":"0","bytes_accessed":"7"}}}')
+    text = TPU.format(left="8,4", right="4,4", out="8,4", how=how)
+    found = hlo.costs(text.replace("convolution(", "custom-call("))
+    self.assertEqual((found.flops, found.hbm), (25769803776.0, 7.0))
+
   @parameterized.parameters((7, 5, 3, 2, 1, 2, 1), (4, 4, 4, 3, 0, 4, 1), (9, 3, 6, 1, 2, 1, 2))
   def test_positions_of_a_window_are_those_that_meet_an_input(self, size, kernel, out, stride, low,
                                                               dilate, kernel_dilate):
