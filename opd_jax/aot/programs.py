@@ -131,9 +131,14 @@ def rollout(report: Report, who: str, policy: Policy, params: Any,
   held = slots.Rows(state(), state(), state(), state(), state(bool))
   key = jax.eval_shape(lambda: keys.root(0))
   token = jax.ShapeDtypeStruct((count,), np.int32)
-  cache, token, _ = report.add(f"{who}: fill slots", steps.fill, weights, cache, token, block,
-                               state(), state(bool), held, section.max_prompt, key,
-                               times=calls * turns)
+  layer = report.add(f"{who}: fill slots, a layer", slots.placed, cache.layers[0], block.layers[0],
+                     state(), state(bool), section.max_prompt,
+                     times=calls * turns * model.config.num_layers)
+  first = jax.jit(functools.partial(slots.begin, decoding.unrolled(model), settings))
+  ids, token, _ = report.add(f"{who}: first tokens", first, weights, cache.segment_ids, token,
+                             block.mask, block.hidden, state(), state(bool), held,
+                             section.max_prompt, key, times=calls * turns)
+  cache = cache.replace(layers=(layer,) * model.config.num_layers, segment_ids=ids)
   report.held["KV cache"] = cache
   del report.held["read prompts"]
   # From a narrower one; of the same width at the most.

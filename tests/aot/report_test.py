@@ -58,7 +58,7 @@ with jax.set_mesh(mesh):
   def compiled(*args):
     steps = make(*args)
     return steps._replace(**{name: measured(name, getattr(steps, name))
-                             for name in ("prefill", "fill", "decode")})
+                             for name in ("prefill", "decode")})
   with mock.patch.object(slots, "compiled", compiled), mock.patch.object(engine, "NARROWEST", 1024):
     settings = policies.settings(student.tokenizer, config.rollout, Sampling())._replace(eos_ids=())
     generate = engine.make(student.model, settings)
@@ -97,7 +97,7 @@ class ReportTest(absltest.TestCase):
     self.assertEqual(self.found["held"], self.found["lying"])
 
   def test_each_function_takes_the_memory_that_was_foretold(self):
-    self.assertEqual(set(self.found["really"]), {"prefill", "fill", "decode", "score", "update"})
+    self.assertEqual(set(self.found["really"]), {"prefill", "decode", "score", "update"})
     for name, real in self.found["really"].items():
       for what, told, took in zip(("arguments", "temporaries", "results"),
                                   self.found["told"][name], real):
