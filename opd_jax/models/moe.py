@@ -194,8 +194,8 @@ def _own_experts(x: Array, logits: Array, kernels: tuple[Array, Array, Array], f
   weights, experts = route(logits, count, normalized)
   own = (experts >= first) & (experts < first + held)
   group = jnp.where(own, experts - first, held).reshape(-1)
-  group, order = jax.lax.sort((group, jnp.arange(tokens * count)), num_keys=1)
-  ends = jnp.searchsorted(group, jnp.arange(held), side="right").astype(jnp.int32)
+  order = jnp.argsort(group)
+  ends = jnp.sum(group <= jnp.arange(held)[:, None], axis=1, dtype=jnp.int32)
   most = tokens * min(count, held)  # a token's experts are different ones
   share = -int(-SLACK * tokens * count * held // all_experts)
   rows = min(most, max(share, FEWEST))
@@ -244,7 +244,7 @@ def mixture(x: Array, logits: Array, kernels: tuple[Array, Array, Array], count:
                        axis_names=axes)(x, logits, kernels)
 
 
-class Mixture(nn.Module):
+class Experts(nn.Module):
   """A router and E gated MLPs; takes the place of `layers.GatedMLP`."""
 
   config: ModelConfig

@@ -65,7 +65,7 @@ def stack(block: type[nn.Module], config: ModelConfig, dtype: Any, remat: str,
 
 
 class Block(nn.Module):
-  """One pre-norm layer: attention, then MLP or mixture of them, each added to the residual stream."""
+  """One pre-norm layer: attention, then one MLP or several, each added to the residual stream."""
 
   config: ModelConfig
   dtype: Any
@@ -76,7 +76,7 @@ class Block(nn.Module):
     y, cache = layers.Attention(self.config, self.dtype, name="attention")(
         norm("attention_norm")(x), cache, index, angles, mask)
     x = constrain(x + y, "batch", "length", "act_embed")
-    mlp = moe.Mixture if self.config.num_experts else layers.GatedMLP
+    mlp = moe.Experts if self.config.num_experts else layers.GatedMLP
     x = x + mlp(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x))
     return constrain(x, "batch", "length", "act_embed"), cache
 

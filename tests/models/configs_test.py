@@ -1,5 +1,7 @@
 """The named configs are what transformers builds from their config.json."""
 
+import math
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -39,7 +41,9 @@ class ConfigsTest(parameterized.TestCase):
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if config.tied_embeddings:
       del shapes["lm_head.weight"]
-    self.assertEqual({t.name: t.shape for t in hf_rows.tensor_list(config)}, shapes)
+    # In memory transformers 5 has all experts of a layer in one tensor.
+    listed = hf_rows.tensor_list(config, stacked_experts=config.num_experts > 0)
+    self.assertEqual({t.name: t.shape for t in listed}, shapes)
     if config.family == "gpt2":
       return
     for length in (4096, 4097):  # both sides of the switch of Phi-4-mini
@@ -59,6 +63,29 @@ class ConfigsTest(parameterized.TestCase):
     config = configs.NAMED[name]
     count = sum(int(np.prod(t.shape)) for t in hf_rows.tensor_list(config))
     self.assertAlmostEqual(count / published, 1.0, delta=0.003)
+    self.assertEqual(build.count_params(config), (count, count))
+
+  @parameterized.parameters(("qwen3_30b_a3b", 30.5e9, 3.3e9), ("qwen3_235b_a22b", 235e9, 22e9))
+  def test_parameter_counts_of_mixtures_are_the_published_ones(self, name, whole, active):
+    counts = build.count_params(configs.NAMED[name])
+    np.testing.assert_allclose(counts, (whole, active), rtol=0.02)
+    listed = hf_rows.tensor_list(configs.NAMED[name])
+    self.assertEqual(sum(math.prod(t.shape) for t in listed), counts[0])
+
+  def test_both_spellings_of_the_number_of_experts_are_read(self):
+    raw = hf_config.to_hf(configs.NAMED["qwen3_30b_a3b"], "float32")
+    count = raw.pop("num_experts")
+    self.assertEqual(hf_config.from_hf(raw | {"num_local_experts": count}),
+                     configs.NAMED["qwen3_30b_a3b"])
+
+  @parameterized.parameters(
+      (dict(mlp_only_layers=[1]), r"mlp_only_layers=\[1\] is not implemented .*only \[\] is"),
+      (dict(decoder_sparse_step=2), "decoder_sparse_step=2 is not implemented .*only 1 is"),
+      (dict(num_experts_per_tok=129), "num_experts_per_tok=129 of 128 experts"),
+      (dict(num_experts=None), "the field 'num_local_experts' is missing"))
+  def test_mixtures_that_are_not_implemented_are_refused_by_name(self, fields, message):
+    with self.assertRaisesRegex(ValueError, message):
+      hf_config.from_hf(hf_config.to_hf(configs.NAMED["qwen3_30b_a3b"], "float32") | fields)
 
   def test_both_spellings_of_rotary_settings_are_read(self):
     scaling = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,

@@ -13,11 +13,13 @@ from opd_jax.models import build, configs, decoding, layers
 SMALL = dict(vocab_size=48, embed_dim=32, num_layers=2, num_heads=4, head_dim=8, mlp_dim=48)
 QWEN2 = dataclasses.replace(configs.NAMED["qwen2p5_7b"], **SMALL, num_kv_heads=2)
 GPT2 = dataclasses.replace(configs.NAMED["gpt2"], **SMALL, num_kv_heads=4, max_positions=40)
+MOE = dataclasses.replace(configs.NAMED["qwen3_30b_a3b"], **SMALL, num_kv_heads=2, num_experts=4,
+                          experts_per_token=2)
 
 
 class DecodingTest(parameterized.TestCase):
 
-  @parameterized.product(config=(QWEN2, GPT2), dtype=("float32", "bfloat16"))
+  @parameterized.product(config=(QWEN2, GPT2, MOE), dtype=("float32", "bfloat16"))
   def test_unrolled_layers_equal_scanned_ones(self, config, dtype):
     model, params = build.build(config, jnp.dtype(dtype)), build.init_params(config, keys.root(0))
     tokens = np.random.default_rng(0).integers(0, 48, (2, 9))

@@ -19,6 +19,8 @@ TINY = dataclasses.replace(configs.NAMED["tiny_weak"], vocab_size=48)
 SMALL = dict(vocab_size=48, embed_dim=32, num_layers=2, num_heads=4, head_dim=8, mlp_dim=48)
 PHI = dataclasses.replace(configs.NAMED["phi3_mini"], **SMALL, num_kv_heads=2, sliding_window=4)
 GPT2 = dataclasses.replace(configs.NAMED["gpt2"], **SMALL, num_kv_heads=4, max_positions=32)
+MOE = dataclasses.replace(configs.NAMED["qwen3_30b_a3b"], **SMALL, num_kv_heads=2, num_experts=4,
+                          experts_per_token=2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -66,7 +68,8 @@ class TransformerTest(parameterized.TestCase):
                              ("xla", s, c, (2, 1, s, c))])
     np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), atol=1e-2)
 
-  @parameterized.named_parameters(("qwen3", TINY), ("phi3_window", PHI), ("gpt2", GPT2))
+  @parameterized.named_parameters(("qwen3", TINY), ("phi3_window", PHI), ("gpt2", GPT2),
+                                  ("qwen3_moe", MOE))
   def test_packed_segments_equal_separate_rows(self, config):
     params = build.init_params(config, keys.root(0))
     rng = np.random.default_rng(1)

@@ -30,6 +30,8 @@ MODELS = {
     "phi3": dataclasses.replace(configs.NAMED["phi3_mini"], **SMALL, num_kv_heads=2,
                                 sliding_window=7, rope_scaling=ROPE),
     "gpt2": dataclasses.replace(configs.NAMED["gpt2"], **SMALL, num_kv_heads=4, max_positions=40),
+    "qwen3_moe": dataclasses.replace(configs.NAMED["qwen3_30b_a3b"], **SMALL, num_kv_heads=2,
+                                     num_experts=4, experts_per_token=2),
 }
 WIDTH, T, V = 12, 24, 48
 KEY = keys.at(keys.root(1), "rollout")
