@@ -27,10 +27,10 @@ from opd_jax.aot import study  # pylint: disable=wrong-import-position
 USAGE = "python -m opd_jax.aot --config=configs/iw_opd.py:paper --topology=v5p:4x4x8"
 TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x8, cpu:8, ...")
 SWEEP = flags.DEFINE_bool("sweep", False, "Also tries other meshes and remat policies.")
-LARGEST = flags.DEFINE_bool("largest", False, "Also looks for the largest number of slots and the "
-                            "largest micro-batch that fit.")
-SCALING = flags.DEFINE_list("scaling", [], "Topologies of several sizes: how scoring and updates of "
-                            "the same batch fall with the number of chips; nothing else.")
+LARGEST = flags.DEFINE_bool("largest", False, "Also looks for the largest number of slots and "
+                            "the largest micro-batch that fit.")
+SCALING = flags.DEFINE_list("scaling", [], "Topologies of several sizes: how scoring and updates "
+                            "of the same batch fall with the number of chips; nothing else.")
 
 
 def main(argv: list[str]) -> None:

@@ -55,7 +55,7 @@ def outline(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict
 
 
 def asked(config: ml_collections.ConfigDict) -> teachers.Asked:
-  """Student, teachers and reference, with the ids that all share, as `teachers.outline` has them."""
+  """Student, teachers and reference, with the ids that all share, as by `teachers.outline`."""
   student = outline(config.student, config.model)
   others = {teachers.label(name): outline(section, config.model)
             for name, section in teachers.sections(config).items()}
@@ -236,7 +236,7 @@ def learn(config: ml_collections.ConfigDict, run: Run, report: Report) -> None:
 
 
 def critiques(config: ml_collections.ConfigDict, report: Report) -> None:
-  """pipelines/opcd.py; a step is one round of rollout.prompts questions and an update on triples."""
+  """pipelines/opcd.py; a step: one round of rollout.prompts questions, an update on triples."""
   section, loss = config.rollout, config.loss
   rows = section.prompts * section.group_size
   policies.check_rows("rollout.prompts x rollout.group_size", rows, report.mesh)

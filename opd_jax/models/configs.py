@@ -160,7 +160,7 @@ NAMED: dict[str, ModelConfig] = {
     "gpt2_xl": _gpt2(layers=48, width=1600, heads=25),
 }
 
-# By the name that a model's repository has, the last part of its path: whoever asks for the shape of
+# By the name of a model's repository, the last part of its path: for who asks for the shape of
 # a model that is not here.
 REPOSITORIES: dict[str, str] = {
     "Qwen3-0.6B": "qwen3_0p6b", "Qwen3-1.7B": "qwen3_1p7b", "Qwen3-4B": "qwen3_4b",
