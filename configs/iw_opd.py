@@ -7,7 +7,7 @@ the effective learning rate; --config.loss.iw_opd.unit_mean=True takes this back
 
 Forms: full (the default), quick and smoke as configs/opd.py; paper, the setting of IW-OPD
 (METHODS 3): Qwen3-4B from Qwen3-30B-A3B-Instruct-2507, batch 1024, responses of 16384 tokens, a
-constant 1e-5, 32 GPUs. That teacher is a mixture of experts, which models/ cannot read yet.
+constant 1e-5, 32 GPUs there; micro-batches as for a v5p:4x4x8 (docs/compile_report.md).
 """
 
 from opd_jax import config as configs
@@ -25,7 +25,7 @@ def get_config(arg=""):
             train="problems.jsonl", test="held_out.jsonl", question="question", answer="answer")),
         rollout=dict(prompts=1024, group_size=1, max_prompt=2048, max_response=16384),
         loss=dict(signal="opd", weight="iw_opd", surrogate="score_function",
-                  iw_opd=dict(max_weight=1.5), micro_batches=64),
+                  iw_opd=dict(max_weight=1.5), micro_batches=8),  # a row a chip of v5p:4x4x8
         optimizer=dict(learning_rate=1e-5),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),

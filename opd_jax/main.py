@@ -132,14 +132,19 @@ def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
   return out
 
 
-def parse(argv: list[str]) -> list[str]:
-  """absl's flag parser, with one line instead of a traceback for what a user can get wrong."""
+def parse(argv: list[str], usage: str = "python -m opd_jax.main --config=configs/quickstart.py "
+          "--workdir=runs/quickstart") -> list[str]:
+  """absl's flag parser, with one line instead of a traceback for what a user can get wrong.
+
+  Args:
+    argv: the command line.
+    usage: a complete one; its flags have no defaults.
+  """
   try:
     rest = flags.FLAGS(argv)
-    for name in ("config", "workdir"):
+    for name in re.findall(r"--(\w+)=", usage):
       if flags.FLAGS[name].value is None:
-        raise ValueError(f"--{name} is missing. Usage: python -m opd_jax.main "
-                         "--config=configs/quickstart.py --workdir=runs/quickstart")
+        raise ValueError(f"--{name} is missing. Usage: {usage}")
     CONFIG.value.pipeline  # a config file that cannot be read says so at its first use
     return rest
   except (AttributeError, KeyError) as error:

@@ -62,6 +62,12 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> Pa
   ))
 
 
+def platform() -> str:
+  """What computes: "cpu", "gpu" or "tpu", that of the current mesh or, without one, of JAX."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Fixes the layout of an activation under the current mesh; identity without one."""
   mesh = jax.sharding.get_abstract_mesh()

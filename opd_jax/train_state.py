@@ -69,6 +69,21 @@ def create(params: Any, optimizer: optax.GradientTransformation, ema: bool,
   return jax.device_put(state, jax.tree.map(on_mesh, state))
 
 
+def shapes(params: Any, optimizer: optax.GradientTransformation, ema: bool,
+           mesh: Mesh) -> TrainState:
+  """What `create` gives, from shapes with shardings and as shapes with shardings."""
+  layouts = {path: x.sharding for path, x in jax.tree.leaves_with_path(params)}
+
+  def laid(path, x):
+    ends = (path[i:] for i in range(len(path)))  # a moment's path ends as its parameter's
+    layout = next((layouts[end] for end in ends if end in layouts), sharding.replicated(mesh))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+
+  moments = jax.tree.map_with_path(laid, jax.eval_shape(optimizer.init, params))
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
+  return TrainState(step, params, moments, params if ema else None)
+
+
 def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.GradientTransformation,
                     learn: Array, ema_rate: float) -> TrainState:
   """One optimizer step, and EMA <- (1 - rate) EMA + rate params after it.

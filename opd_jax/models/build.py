@@ -43,6 +43,13 @@ def abstract_params(config: ModelConfig) -> Any:
   return jax.eval_shape(lambda: _init(config, keys.root(0)))
 
 
+def shapes(config: ModelConfig, mesh: Mesh) -> Any:
+  """The parameters as they would lie on the mesh: jax.ShapeDtypeStruct with shardings."""
+  boxed = abstract_params(config)
+  return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+                      sharding.unboxed(boxed), sharding.of_params(boxed, mesh))
+
+
 @functools.cache
 def _initializer(config: ModelConfig, mesh: Mesh | None) -> Any:
   """The compiled draw of a config's parameters; a second model of that shape reuses it."""

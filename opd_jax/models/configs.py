@@ -159,3 +159,24 @@ NAMED: dict[str, ModelConfig] = {
     "gpt2_large": _gpt2(layers=36, width=1280, heads=20),
     "gpt2_xl": _gpt2(layers=48, width=1600, heads=25),
 }
+
+# By the name of a model's repository, the last part of its path: for who asks for the shape of
+# a model that is not here.
+REPOSITORIES: dict[str, str] = {
+    "Qwen3-0.6B": "qwen3_0p6b", "Qwen3-1.7B": "qwen3_1p7b", "Qwen3-4B": "qwen3_4b",
+    "Qwen3-8B": "qwen3_8b", "Qwen3-14B": "qwen3_14b", "Qwen3-32B": "qwen3_32b",
+    "Qwen3-30B-A3B": "qwen3_30b_a3b", "Qwen3-235B-A22B": "qwen3_235b_a22b",
+    "Qwen2.5-1.5B": "qwen2p5_1p5b", "Qwen2.5-7B": "qwen2p5_7b", "Llama-3.2-1B": "llama3p2_1b",
+    "Llama-3.1-8B": "llama3p1_8b", "Phi-3-mini-4k-instruct": "phi3_mini", "phi-4": "phi4",
+    "Phi-4-mini-instruct": "phi4_mini", "gpt2": "gpt2", "gpt2-medium": "gpt2_medium",
+    "gpt2-large": "gpt2_large", "gpt2-xl": "gpt2_xl",
+}
+
+
+def of_repository(name: str) -> ModelConfig | None:
+  """The shape of a repository by its name, those of its tuned variants too; None if not known."""
+  for tuned in ("", "-Base", "-Instruct", "-Instruct-2507", "-expert"):
+    known = REPOSITORIES.get(name.rstrip("/").rpartition("/")[2].removesuffix(tuned))
+    if known:
+      return NAMED[known]
+  return None

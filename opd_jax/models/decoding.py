@@ -28,7 +28,19 @@ def unrolled(model: nn.Module) -> nn.Module:
 
 @functools.cache
 def preparation(model: nn.Module) -> Callable[[Any], Any]:
-  """A function from the parameters of `model` to those of `unrolled(model)`.
+  """A function from the parameters of `model` to those of `unrolled(model)`."""
+  layer, head = compiled(model)
+
+  def prepare(params: Any) -> Any:
+    blocks = {f"layer_{i}": layer(params["blocks"], i) for i in range(model.config.num_layers)}
+    return params | {"blocks": blocks, "head": head(params)}
+
+  return prepare
+
+
+@functools.cache
+def compiled(model: nn.Module) -> tuple[Callable[[Any, int], Any], Callable[[Any], Array]]:
+  """What `preparation` computes: a layer's parameters from those of all, and the head.
 
   Embeddings stay as they are, to be looked up and then cast. Vectors stay float32: norms compute
   in it, and biases are cast at use. The layout is that of `sharding.RULES`, but for `embed`: rows
@@ -49,8 +61,4 @@ def preparation(model: nn.Module) -> Callable[[Any], Any]:
   def head(params: Any) -> Array:
     return ready(build.head(params, model.config), ("embed", "vocab"))
 
-  def prepare(params: Any) -> Any:
-    blocks = {f"layer_{i}": layer(params["blocks"], i) for i in range(model.config.num_layers)}
-    return params | {"blocks": blocks, "head": head(params)}
-
-  return prepare
+  return layer, head

@@ -10,9 +10,15 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from opd_jax import sharding
 from opd_jax.models import rope
 from opd_jax.models.configs import ModelConfig
 from opd_jax.sharding import constrain
+
+
+# Attention scores that exist at a time on a device: 512 MiB in float32. The longest of our training
+# runs on CPUs stay below, so that nothing changes for them.
+SCORES = 2**27
 
 
 class LayerCache(NamedTuple):
@@ -90,7 +96,7 @@ def dense(equation: str, x: Array, kernel: Array) -> Array:
   instructions unused (8 to 15 times slower at one token a row), so there the result is asked
   for in float32 and rounded, in the backward pass too.
   """
-  if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+  if x.dtype != jnp.bfloat16 or sharding.platform() != "cpu":
     return jnp.einsum(equation, x, kernel)
   return _sum_then_round(equation, x, kernel)
 
@@ -169,6 +175,8 @@ def attention_mask(queries: Array, keys: Array, index: Array, window: int | None
 def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
   """softmax(q k / sqrt(head_dim)) v, by cuDNN's flash attention where that exists.
 
+  Elsewhere scores of a block of queries exist at a time (`attend_in_blocks`).
+
   Args:
     q: [B, S, H, head_dim].
     k, v: [B, C, K, head_dim], K divides H.
@@ -176,16 +184,45 @@ def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
   Returns: [B, S, H, head_dim].
   """
   length, dim = q.shape[1], q.shape[3]
-  flash = (jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and length > 1
+  flash = (sharding.platform() == "gpu" and q.dtype == jnp.bfloat16 and length > 1
            and dim % 8 == 0 and dim <= 128)
   if not flash:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+    return attend_in_blocks(q, k, v, mask)
   # cuDNN's backward pass wants even lengths; a scorer's S + T - 1 tokens seldom are.
   even = lambda x, *axes: jnp.pad(
       x, [(0, size % 2 if axis in axes else 0) for axis, size in enumerate(x.shape)])
   y = jax.nn.dot_product_attention(even(q, 1), even(k, 1), even(v, 1),
                                    mask=even(mask, 1, 2)[:, None], implementation="cudnn")
   return y[:, :length]
+
+
+def attend_in_blocks(q: Array, k: Array, v: Array, mask: Array) -> Array:
+  """`attend` by plain products, for as many queries at a time as `SCORES` allows.
+
+  A query's softmax does not know of other queries, so blocks change memory and nothing else. The
+  backward pass makes a block's scores anew.
+  """
+  plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+  rows, length, heads, _ = q.shape
+  own = (rows // sharding.shards("batch", rows)) * (heads // sharding.shards("heads", heads))
+  block = max(SCORES // (own * k.shape[1]), 1)
+  if block >= length:
+    return plain(q, k, v, mask=mask[:, None])
+  count = -(-length // block)
+  block = -(-length // count)  # of nearly equal size
+  short = [(0, count * block - length)]
+
+  def cut(x):  # [B, S, ...] -> [count, B, block, ...]
+    x = jnp.pad(x, [(0, 0)] + short + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(rows, count, block, *x.shape[2:]).swapaxes(0, 1)
+
+  @jax.checkpoint
+  def one(x):
+    q, mask = x
+    return plain(q, k, v, mask=mask[:, None])
+
+  y = jax.lax.map(one, (cut(q), cut(mask)))
+  return y.swapaxes(0, 1).reshape(rows, count * block, *q.shape[2:])[:, :length]
 
 
 def quantize(x: Array) -> tuple[Array, Array]:
@@ -212,7 +249,7 @@ def apart(compute: Callable[[Any], Any], x: Any, some: Array) -> Any:
   Args:
     some: i32[], any number that is not known when compiling.
   """
-  if jax.default_backend() != "cpu":
+  if sharding.platform() != "cpu":
     return compute(x)
   return jax.lax.fori_loop(some, some + 1, lambda _, x: compute(x), x)
 

@@ -78,7 +78,7 @@ def _over_blocks(visit: Callable[..., Array], result: Array, rows: int, sizes: A
 
 def _products(x: Array, kernel: Array, sizes: Array, transposed: bool = False) -> Array:
   """`grouped`, or the same with the transposes of the kernels."""
-  if jax.default_backend() == "tpu":
+  if sharding.platform() == "tpu":
     y = jax.lax.ragged_dot(x, kernel.swapaxes(1, 2) if transposed else kernel, sizes)
     return jnp.where(jnp.arange(len(y))[:, None] < jnp.sum(sizes), y, 0)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from opd_jax import checkpoint, sharding
+from opd_jax import checkpoint
 from opd_jax.models import build, hf, surgery, tensors
 from opd_jax.models.configs import NAMED, ModelConfig
 
@@ -123,8 +123,5 @@ def _shape(name: str) -> str:
 
 def _restored(name: str, config: ModelConfig, mesh: Mesh) -> Any:
   """The parameters in a run's own checkpoint."""
-  boxed = build.abstract_params(config)
-  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                      sharding.unboxed(boxed), sharding.of_params(boxed, mesh))
   folder, best = _workdir(name)
-  return checkpoint.restore_params(folder, like, best)
+  return checkpoint.restore_params(folder, build.shapes(config, mesh), best)

@@ -42,9 +42,7 @@ def make(section: ml_collections.ConfigDict, states: bool, model: Any, pad_id: i
     mesh: rows are spread over its `data` axis.
   """
   spread = sharding.of_batch(mesh)
-  start = jax.jit(functools.partial(unheard, model, states))
-  hear = jax.jit(functools.partial(heard, model, states), donate_argnums=1)
-  whole = jax.jit(finished)
+  start, hear, whole = compiled(model, states)
 
   def read(params: Any, batch: Batch,
            made: Sequence[contexts.Context]) -> tuple[Batch, dict[str, float]]:
@@ -60,6 +58,12 @@ def make(section: ml_collections.ConfigDict, states: bool, model: Any, pad_id: i
     return whole(batch, found, sharding.put(gained, spread)), metrics
 
   return read
+
+
+def compiled(model: Any, states: bool) -> tuple[Callable, Callable, Callable]:
+  """The device's part of reading: `unheard`, `heard` and `finished`, to be compiled."""
+  return (jax.jit(functools.partial(unheard, model, states)),
+          jax.jit(functools.partial(heard, model, states), donate_argnums=1), jax.jit(finished))
 
 
 def widths(section: ml_collections.ConfigDict) -> tuple[int, ...]:

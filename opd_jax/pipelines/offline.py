@@ -97,9 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
     evaluate = method.evaluate
     optimizer = train_state.make_optimizer(config.optimizer, config.total_steps)
     state = train_state.create(method.params, optimizer, config.ema.rate > 0, mesh)
-    train_step = train_state.jit_train_step(train_state.make_train_step(
-        method.loss, method.describe, optimizer, method.count, config.loss.micro_batches,
-        config.ema.rate), state)
+    train_step = make_update(config, method.loss, method.describe, method.count, optimizer, state)
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step = 0
     if found := checkpoints.restore(state, config.total_steps):
@@ -194,6 +192,17 @@ def language_model(config: ml_collections.ConfigDict, student: policies.Policy, 
       describe=functools.partial(given.describe, config.loss), count=given.count(config),
       evaluate=evaluation.make(config, student, verify, mesh, workdir), export=export,
       finish=finish)
+
+
+def make_update(config: ml_collections.ConfigDict, loss: Any, describe: Any, count: Any,
+                optimizer: Any, state: train_state.TrainState) -> Callable[..., Any]:
+  """The compiled update: (state, batch, None) -> (state, metrics); `state` may be shapes.
+
+  Args:
+    loss, describe, count: of a `Method`.
+  """
+  return train_state.jit_train_step(train_state.make_train_step(
+      loss, describe, optimizer, count, config.loss.micro_batches, config.ema.rate), state)
 
 
 def learn_tokenizer(source: Any, vocab_size: int) -> tokenizers.Tokenizer:

@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 import ml_collections
 import numpy as np
+import optax
 
 from opd_jax import (compilations, distributed, keys, preemption, progress, sharding, train_state,
                      verifiers)
@@ -93,9 +94,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
         rollout.temperature, rollout.top_k, rollout.top_p))
     optimizer = train_state.make_optimizer(config.optimizer, total * updates)
     state = train_state.create(student.params, optimizer, config.ema.rate > 0, mesh)
-    train_step = train_state.jit_train_step(train_state.make_train_step(
-        method.loss, method.describe, optimizer, masked.COUNTS[config.loss.aggregate],
-        config.loss.micro_batches, config.ema.rate), state)
+    train_step = make_update(config, method.loss, method.describe, optimizer, state)
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
     first_step, rewards = 0, []  # rewards: of the updates since the last line of metrics
@@ -204,6 +203,20 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     if not evaluation.is_there(workdir, last):  # total_steps was lowered
       writer.write(total, evaluation.named(evaluate(state.params, last)))
     finish(config, workdir, student, method, state, verify, mesh)
+
+
+def make_update(config: ml_collections.ConfigDict, loss: Callable[..., Any],
+                describe: Callable[..., Any], optimizer: optax.GradientTransformation,
+                state: TrainState) -> Callable[..., Any]:
+  """The compiled update: (state, batch, constants) -> (state, metrics).
+
+  Args:
+    loss, describe: of a `Method`.
+    state: to lay out the new state by; its leaves may be shapes with shardings.
+  """
+  return train_state.jit_train_step(train_state.make_train_step(
+      loss, describe, optimizer, masked.COUNTS[config.loss.aggregate], config.loss.micro_batches,
+      config.ema.rate), state)
 
 
 def open_prompts(config: ml_collections.ConfigDict, tokenizer: Any) -> loader.Batches:

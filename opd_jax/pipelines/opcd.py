@@ -23,7 +23,7 @@ import numpy as np
 from opd_jax import keys, preemption, progress, sharding, train_state, verifiers
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, chat, loader
-from opd_jax.losses import divergences, masked
+from opd_jax.losses import divergences
 from opd_jax.pipelines import critiques, evaluation, in_context, objective, on_policy, opd, stages
 from opd_jax.pipelines import judge as judges
 from opd_jax.pipelines import policy as policies
@@ -74,9 +74,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     evaluate = evaluation.make(config, student, verify, mesh, workdir)
     optimizer = train_state.make_optimizer(config.optimizer, 1)
     state = train_state.create(student.params, optimizer, False, mesh)
-    update = train_state.jit_train_step(train_state.make_train_step(
-        functools.partial(opd.loss, student.model, config.loss), opd.describe, optimizer,
-        masked.COUNTS[config.loss.aggregate], config.loss.micro_batches, 0.0), state)
+    update = on_policy.make_update(config, opd.make_loss(config, student), opd.describe, optimizer,
+                                   state)
     learn = make_learn(config, student, update, messages, mesh, workdir)
 
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))

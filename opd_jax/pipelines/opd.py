@@ -51,8 +51,7 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
   student, named, reference, notices = asked
   models = tuple(teacher.model for teacher in named.values())
   whose = teacher_params.frozen(tuple(teacher.params for teacher in named.values()))
-  ask = jax.jit(functools.partial(
-      score, student.model, models, reference and reference.model, config.loss))
+  ask = make_score(config, asked)
   gap = jax.jit(functools.partial(reverse_kl, student.model, models))
   each = teachers.MEMORY[config.teacher_memory]
 
@@ -64,8 +63,8 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
 
   # Of a tied teacher the head is a transposed copy: made once, in the dtype it is used in, and
   # only for a loss that reads it. Heads stay on the device whatever teacher_memory says.
-  heads = (tuple(jax.block_until_ready(scorer.head(t.model, sharding.to_device(t.params))
-                                       .astype(t.model.dtype)) for t in named.values())
+  heads = (tuple(jax.block_until_ready(head(t.model, sharding.to_device(t.params)))
+                 for t in named.values())
            if config.loss.surrogate in divergences.KINDS else None)
   return on_policy.Method(
       formula=objective.formula(config), notices=notices, student=student, teachers=named,
@@ -74,11 +73,28 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
       score=scored,
       grade=rewarded(config),
       constants=lambda state: heads,
-      loss=functools.partial(loss, student.model, config.loss), describe=describe,
+      loss=make_loss(config, student), describe=describe,
       reverse_kl=(lambda students, batch: each(
           lambda kl, params: kl + gap(students, params, batch), whose(None), 0.0))
       if named else None,
   )
+
+
+def make_score(config: ml_collections.ConfigDict, asked: teachers.Asked) -> Callable[..., Batch]:
+  """The compiled `score` of a run: (student's params, teachers', reference's, batch) -> batch."""
+  models = tuple(teacher.model for teacher in asked.teachers.values())
+  return jax.jit(functools.partial(score, asked.student.model, models,
+                                   asked.reference and asked.reference.model, config.loss))
+
+
+def make_loss(config: ml_collections.ConfigDict, student: policies.Policy) -> Callable[..., Any]:
+  """(params, batch, teachers' heads) -> (loss, columns)."""
+  return functools.partial(loss, student.model, config.loss)
+
+
+def head(model: Any, params: Any) -> Array:
+  """A teacher's head [D, V] as a distribution-level loss wants it."""
+  return scorer.head(model, params).astype(model.dtype)
 
 
 def score(student: Any, models: Sequence[Any], anchor: Any, config: ml_collections.ConfigDict,

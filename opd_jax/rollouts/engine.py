@@ -116,11 +116,7 @@ def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue
     key, stop: see `make`.
   """
   total, width = queue.prompt.shape
-  count = min(settings.slots or total, total)
-  columns = width + settings.max_response - 1  # of a row but its last token, not read again
-  length = settings.length or columns
-  # Rows that all began together are never wider than that; others take turns at being longest.
-  widest = columns if total <= count else columns + settings.chunk
+  count, length, widest = extent(settings, total, width)
   shape = total, settings.max_response
   out = Rollout(np.full(shape, settings.pad_id, np.int32), np.zeros(shape, bool),
                 np.zeros(shape, np.float32))
@@ -186,6 +182,21 @@ def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue
       column += int(drawn.mask.any(axis=1).sum())
       take(drawn)
   return out
+
+
+def extent(settings: Settings, total: int, width: int) -> tuple[int, int, int]:
+  """How large things get: slots, the length of the sequences, columns of the widest cache.
+
+  Args:
+    settings: of the rollout.
+    total: rows of a call.
+    width: of their prompts.
+  """
+  count = min(settings.slots or total, total)
+  columns = width + settings.max_response - 1  # of a row but its last token, not read again
+  # Rows that all began together are never wider than that; others take turns at being longest.
+  widest = columns if total <= count else columns + settings.chunk
+  return count, settings.length or columns, widest
 
 
 def fewer(live: int, count: int) -> int:

@@ -76,8 +76,8 @@ def compiled(model: nn.Module, settings: Settings) -> Steps:
   return Steps(
       empty=jax.jit(unrolled(empty), static_argnames=("rows", "width")),
       prefill=jax.jit(functools.partial(prefill, model, settings), static_argnames="length"),
-      fill=jax.jit(unrolled(fill), donate_argnames="cache"),
-      align=jax.jit(align, static_argnames="width"), keep=jax.jit(keep),
+      fill=functools.partial(fill, jax.jit(unrolled(begin))),
+      align=align, keep=jax.jit(keep),
       decode=jax.jit(unrolled(decode), static_argnames="length", donate_argnames="cache"))
 
 
@@ -98,13 +98,17 @@ def prefill(model: nn.Module, settings: Settings, params: Any, prompt: Array, ma
   return Block(apart, mask, hidden[:, -1])
 
 
-def fill(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, token: Array,
-         block: Block, source: Array, fresh: Array, rows: Rows, column: Array,
+def fill(first: Callable[..., Any], weights: Any, cache: KVCache, token: Array, block: Block,
+         source: Array, fresh: Array, rows: Rows, column: int,
          key: Array) -> tuple[KVCache, Array, Rollout]:
   """Puts prompts into slots, ending before `column`, and draws their first tokens.
 
+  One layer after the other: on a mesh every device is handed the prompts of all others, of which it
+  keeps its own slots'; there is room for a layer of these, not for all.
+
   Args:
-    model, settings, weights: of the policy; the model is unrolled, the weights are prepared.
+    first: the compiled `begin`.
+    weights: prepared.
     cache, token: of all slots; the cache is updated in place.
     block: S tokens each of some prompts.
     source: i32[B], which of them goes into each slot that is `fresh`, bool[B].
@@ -113,33 +117,69 @@ def fill(model: nn.Module, settings: Settings, weights: Any, cache: KVCache, tok
     key: of this rollout.
   Returns: cache, token i32[B], and what was drawn, [1, B].
   """
-  width = block.mask.shape[1]
+  layers = tuple(placed(old, new, source, fresh, column)
+                 for old, new in zip(cache.layers, block.layers))
+  segment_ids, token, drawn = first(weights, cache.segment_ids, token, block.mask, block.hidden,
+                                    source, fresh, rows, column, key)
+  return cache.replace(layers=layers, segment_ids=segment_ids), token, drawn
 
-  def place(old: Array, new: Array, axis: int) -> Array:
-    chosen = fresh.reshape(-1, *(1,) * (old.ndim - 1))
-    here = jax.lax.dynamic_slice_in_dim(old, column - width, width, axis)
-    return jax.lax.dynamic_update_slice_in_dim(
-        old, jnp.where(chosen, new[source], here), column - width, axis)
 
-  entries = jax.tree.map(lambda old, new: place(old, new, 2), cache.layers, block.layers)
-  segment_ids = jnp.where(fresh[:, None], 0, cache.segment_ids)
-  segment_ids = place(segment_ids, block.mask.astype(jnp.int32), 1)
-  first, logprob = draw(model, settings, weights, block.hidden[source], rows, key)
-  return (cache.replace(layers=entries, segment_ids=segment_ids),
-          jnp.where(fresh, first, token), whole(first[None], fresh[None], logprob[None]))
+@functools.partial(jax.jit, donate_argnums=0)
+def placed(old: layers.LayerCache, new: layers.LayerCache, source: Array, fresh: Array,
+           column: Array) -> layers.LayerCache:
+  """`fill` of one layer."""
+  return jax.tree.map(lambda old, new: _place(old, new, source, fresh, column, 2), old, new)
+
+
+def _place(old: Array, new: Array, source: Array, fresh: Array, column: Array,
+           axis: int) -> Array:
+  """Columns of fresh slots, along `axis`, ending before `column`."""
+  width = new.shape[axis]
+  chosen = fresh.reshape(-1, *(1,) * (old.ndim - 1))
+  here = jax.lax.dynamic_slice_in_dim(old, column - width, width, axis)
+  return jax.lax.dynamic_update_slice_in_dim(
+      old, jnp.where(chosen, new[source], here), column - width, axis)
+
+
+def begin(model: nn.Module, settings: Settings, weights: Any, segment_ids: Array, token: Array,
+          mask: Array, hidden: Array, source: Array, fresh: Array, rows: Rows, column: Array,
+          key: Array) -> tuple[Array, Array, Rollout]:
+  """`fill` without the layers: segment ids, last tokens and what was drawn of fresh slots."""
+  segment_ids = _place(jnp.where(fresh[:, None], 0, segment_ids), mask.astype(jnp.int32), source,
+                       fresh, column, 1)
+  first, logprob = draw(model, settings, weights, hidden[source], rows, key)
+  return (segment_ids, jnp.where(fresh, first, token),
+          whole(first[None], fresh[None], logprob[None]))
 
 
 def align(cache: KVCache, live: Array, shift: Array, *, width: int) -> KVCache:
   """Moves columns to the front by `shift` (or back, if negative), in a cache of `width`.
 
-  What leaves at one end may come back at the other: none of it belongs to a live row.
+  What leaves at one end may come back at the other: none of it belongs to a live row. The old cache
+  is used up layer by layer, so that there are never two of them.
   """
-  def move(x: Array, axis: int) -> Array:
+  layers = []
+  for old in cache.layers:
+    layers.append(moved(old, shift, width=width, axis=2))
+    jax.tree.map(lambda x: x.delete(), old)  # of another width it cannot be donated
+  return cache.replace(layers=tuple(layers), segment_ids=moved(
+      owned(cache.segment_ids, live), shift, width=width, axis=1))
+
+
+@jax.jit
+def owned(segment_ids: Array, live: Array) -> Array:
+  """Segment ids i32[B, C] without those of rows that have ended."""
+  return jnp.where(live[:, None], segment_ids, 0)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "axis"))
+def moved(entries: Any, shift: Array, *, width: int, axis: int) -> Any:
+  """`align` of one layer: arrays of columns along `axis`."""
+  def move(x: Array) -> Array:
     grown = max(width - x.shape[axis], 0)
     x = jnp.pad(x, [(0, grown if i == axis else 0) for i in range(x.ndim)])
     return jax.lax.slice_in_dim(jnp.roll(x, -shift, axis), 0, width, axis=axis)
-  return cache.replace(layers=jax.tree.map(lambda x: move(x, 2), cache.layers),
-                       segment_ids=move(jnp.where(live[:, None], cache.segment_ids, 0), 1))
+  return jax.tree.map(move, entries)
 
 
 def keep(cache: KVCache, token: Array, kept: Array) -> tuple[KVCache, Array]:

@@ -326,13 +326,18 @@ def pack(contexts: Sequence[Context], rows: Sequence[int], buckets: Sequence[int
   blocks = []
   while rows:
     width = batches.bucket(len(contexts[rows[0]].ids), buckets)
-    size = max(tokens // (multiple * (width + response)), 1) * multiple
+    size = block_rows(tokens, width, response, multiple)
     here, rows = rows[:size], rows[size:]
     fill = size - len(here)
     ids = [contexts[i].ids for i in here + here[-1:] * fill]
     blocks.append(Block(np.array(here + [len(contexts)] * fill, np.int32),
                         *batches.pad(ids, width, pad_id, left=True)))
   return blocks
+
+
+def block_rows(tokens: int, width: int, response: int, multiple: int) -> int:
+  """The rows n of a block whose contexts are padded to `width`; arguments as of `pack`."""
+  return max(tokens // (multiple * (width + response)), 1) * multiple
 
 
 def packing(blocks: Sequence[Block], contexts: Sequence[Context]) -> dict[str, float]:

@@ -1,0 +1,274 @@
+"""The report as a person reads it: memory, work, what bounds the step, what would still fit."""
+
+from collections.abc import Callable, Iterable, Sequence
+import math
+from typing import Any
+
+import jax
+import ml_collections
+
+from opd_jax import config as configs
+from opd_jax import sharding
+from opd_jax.aot import chips, programs
+from opd_jax.aot.report import DoesNotFit, Report, Row
+from opd_jax.claims import markdown
+from opd_jax.models.transformer import REMAT
+
+GIB = chips.GIB
+
+
+def run(config: ml_collections.ConfigDict, topology: str, sweep: bool = False,
+        largest: bool = False, scaling: Sequence[str] = ()) -> bool:
+  """Prints the report of a config on a topology; whether all of it fits.
+
+  Args:
+    sweep: also tries other meshes and remat policies, and ranks them.
+    largest: also says how many slots and rows of a micro-batch would fit.
+    scaling: topologies; if there are any, only compares these (`scaled`).
+  Raises: ValueError for a config or a topology that is none, or that do not go together.
+  """
+  configs.validate(config)
+  if config.pipeline not in programs.PIPELINES:
+    raise ValueError(f"pipeline is {config.pipeline!r}; its functions are not known here, only "
+                     f"those of {', '.join(programs.PIPELINES)}")
+  if scaling:
+    print("\n".join(scaled(config, scaling)), flush=True)
+    return True
+  report = compiled(config, topology)
+  print("\n".join(lines(config, topology, report)), flush=True)
+  if largest:
+    print("\n" + "\n".join(beyond(config, topology)), flush=True)
+  if sweep:
+    print("\n" + "\n".join(swept(config, topology)), flush=True)
+  return all(map(report.fits, report.rows))
+
+
+def report_of(config: ml_collections.ConfigDict, topology: str) -> Report:
+  """An empty report on the config's mesh."""
+  devices, chip = chips.devices(topology)
+  return Report(sharding.make_mesh(config.mesh.data, config.mesh.model, devices), chip)
+
+
+def compiled(config: ml_collections.ConfigDict, topology: str,
+             functions: Callable[..., None] | None = None) -> Report:
+  """Compiles the functions of a run, until one does not fit.
+
+  Args:
+    functions: (config, report) -> None, which of them; all of its pipeline by default.
+  """
+  report = report_of(config, topology)
+  with jax.set_mesh(report.mesh):
+    try:
+      (functions or programs.PIPELINES[config.pipeline])(config, report)
+    except DoesNotFit:
+      pass  # the last row says what
+  return report
+
+
+def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The config with other values at some dotted keys."""
+  other = config.copy_and_resolve_references()
+  with other.unlocked():
+    other.update_from_flattened_dict(changes)
+  return other
+
+
+def partly(config: ml_collections.ConfigDict, topology: str,
+           part: Callable[[ml_collections.ConfigDict, programs.Run, Report], None],
+           changes: dict[str, Any]) -> Report:
+  """One part of a step of pipeline 'opd', with a changed config."""
+  config = changed(config, changes)
+  return compiled(config, topology, lambda config, report: part(
+      config, programs.begin(config, report), report))
+
+
+def lines(config: ml_collections.ConfigDict, topology: str, report: Report) -> list[str]:
+  """The report as Markdown."""
+  mesh, chip = report.mesh, report.chip
+  out = [f"## {topology}, mesh data={mesh.shape['data']} x model={mesh.shape['model']}, "
+         f"remat={config.model.remat}", ""]
+  held: dict[str, float] = {}
+  for row in report.rows:
+    for name, size in row.held.items():
+      held[name] = max(held.get(name, 0.0), size)
+  out += ["GiB a chip of what lies there: "
+          + ", ".join(f"{name} {size / GIB:.3g}" for name, size in held.items()) + ".", ""]
+  limit = chip.memory
+  out.append(markdown.table(
+      ["function", "held", "other arguments", "temporaries", "results", "GiB at its peak",
+       f"fits in {limit / GIB:.4g} GiB" if limit else "of"],
+      [[row.name, *(f"{x / GIB:.3g}" for x in (
+          sum(row.held.values()), row.inputs, row.temporaries, row.outputs, row.total)),
+        row.problem or ("yes" if report.fits(row) else "no")] for row in report.rows]))
+  out += ["", markdown.table(
+      ["function", "calls a step", "TFLOP", "HBM GB", "sent GB", "sent by", "compute ms", "HBM ms",
+       "links ms", "bound by", "s a step"], [work(report, row) for row in report.rows])]
+  whole = step(report)
+  out += ["", "A call is one chip's. A step: "
+          f"{whole['flops'] / 1e12:,.4g} TFLOP and {whole['sent'] / 1e9:,.4g} GB sent a chip"
+          + (f", as compiled at least {whole['seconds']:,.4g} s" if whole["seconds"] else "")
+          + (", with every response as long as it may be." if config.pipeline != "sft" else ".")]
+  unknown = {label for row in report.rows if row.costs for label, turns in row.costs.loops
+             if turns is None and "decode" not in row.name}
+  if unknown:
+    out += ["", f"Loops whose turns are not known count once: {', '.join(sorted(unknown))}."]
+  if report.rows[-1].problem or not all(map(report.fits, report.rows)):
+    out += ["", "It does not fit. " + advice(report)]
+  return out
+
+
+def work(report: Report, row: Row) -> list[str]:
+  """A line about what a call costs."""
+  if row.costs is None:
+    return [row.name, f"{row.times:g}", *[""] * 9]
+  kinds: dict[str, float] = {}
+  for each, times in row.costs.collectives:
+    kinds[each.kind] = kinds.get(each.kind, 0.0) + each.sent * times
+  by = ", ".join(f"{kind} {size / 1e9:.2g}" for kind, size in sorted(
+      kinds.items(), key=lambda item: -item[1]) if size >= 1e6)
+  seconds = report.seconds(row)
+  longest = max(seconds, key=seconds.get) if seconds else ""
+  return [row.name, f"{row.times:g}", f"{row.costs.flops / 1e12:.4g}", f"{row.costs.hbm / 1e9:.4g}",
+          f"{row.costs.sent / 1e9:.3g}", by, *(f"{1e3 * x:.3g}" for x in seconds.values()),
+          *[""] * (3 - len(seconds)), longest,
+          f"{row.times * seconds[longest]:.4g}" if seconds else ""]
+
+
+def step(report: Report) -> dict[str, float]:
+  """FLOPs and bytes sent of a step on a chip, and the seconds that it takes at the least."""
+  rows = [row for row in report.rows if row.costs]
+  return {"flops": sum(row.times * row.costs.flops for row in rows),
+          "sent": sum(row.times * row.costs.sent for row in rows),
+          "seconds": sum(row.times * max(report.seconds(row).values(), default=0.0)
+                         for row in rows)}
+
+
+def advice(report: Report) -> str:
+  """What to change when a function does not fit."""
+  row = next(row for row in report.rows if not report.fits(row))
+  least = f"{row.name} needs {row.total / GIB:.4g} GiB of {report.chip.memory / GIB:.4g}"
+  if "update" in row.name:
+    return (f"{least}: raise loss.micro_batches, as far as every chip of the data axis has a row; "
+            "then model.remat='full'; then mesh.model, which also splits a row's activations")
+  if "score" in row.name or "reads" in row.name:
+    return (f"{least}: raise loss.micro_batches (context.tokens lower, for OPCD), then mesh.model; "
+            "teacher_memory='host' keeps one teacher at a time")
+  return (f"{least}: lower rollout.slots, set rollout.kv_dtype='int8', or raise mesh.model, which "
+          "splits the weights for decoding and the heads of the cache")
+
+
+def beyond(config: ml_collections.ConfigDict, topology: str) -> list[str]:
+  """How many slots of the engine, and rows of a micro-batch, fit: by compiling for them."""
+  if config.pipeline != "opd" or chips.devices(topology)[1].memory is None:
+    return ["Largest batch: only of pipeline 'opd', on chips of known memory."]
+  rows = config.rollout.prompts * config.rollout.group_size
+  data = report_of(config, topology).mesh.shape["data"]
+
+  def slots(count: int) -> Report:
+    return partly(config, topology, programs.sample, {"rollout.slots": count * data})
+
+  def micro(count: int) -> Report:
+    return partly(config, topology, programs.learn,
+                  {"loss.micro_batches": rows // (count * data)})
+
+  # As many as divide the rows: a last part that is not full costs as much.
+  sizes = [n for n in range(1, rows // data + 1) if rows // data % n == 0]
+  most, found = largest(slots, sizes)
+  parts, learned = largest(micro, sizes)
+  return [
+      f"Slots of the engine that fit: {most * data}, {most} a chip of the data axis, "
+      f"{found / GIB:.4g} GiB at the peak (rollout.slots={most * data}).",
+      f"Rows of a micro-batch that fit: {parts * data}, {parts} a chip of the data axis, "
+      f"{learned / GIB:.4g} GiB at the peak (loss.micro_batches="
+      f"{rows // (parts * data) if parts else 0}). A batch of more rows has more micro-batches: what "
+      f"it keeps itself is {kept(config) / 2**20:.3g} MiB a row."]
+
+
+def kept(config: ml_collections.ConfigDict) -> float:
+  """Bytes that a row of a batch takes on its chip, whatever the micro-batches."""
+  tokens = config.rollout.max_prompt + config.rollout.max_response
+  return tokens * (4 + 1) + config.rollout.max_response * (3 * 4 + 1)
+
+
+def largest(trial: Callable[[int], Report], sizes: Sequence[int]) -> tuple[int, float]:
+  """The largest of `sizes` that fits, and its bytes at the peak; 0 if none does.
+
+  Memory is nearly a straight line in the size: two trials foretell where it ends, others make sure.
+  """
+  tried: dict[int, float] = {}
+  limit, low, high = math.inf, 0, len(sizes)  # low - 1 fits, high does not
+  at = 0
+  while low < high:
+    report = trial(sizes[at])
+    limit = report.chip.memory
+    tried[sizes[at]] = max(row.total for row in report.rows)
+    if all(map(report.fits, report.rows)):
+      low = at + 1
+    else:
+      high = at
+    at = low
+    if len(tried) > 1:
+      (a, x), (b, y) = sorted(tried.items())[:2]
+      slope = (y - x) / (b - a)
+      ends = a + (limit - x) / slope if slope > 0 else math.inf
+      at = max(low, min(high - 1, sum(size <= ends for size in sizes) - 1))
+  return (sizes[low - 1], tried[sizes[low - 1]]) if low else (0, tried[sizes[0]])
+
+
+def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list[str]:
+  """Scoring and updates of the same batch on pods of several sizes, a row a chip at a time.
+
+  On n chips a chip's FLOPs should be 1/n of the whole. A micro-batch gathers all weights and
+  spreads all gradients, so what a chip sends should be that of a micro-batch times their number,
+  which is rows / n: it falls as 1/n too, but for the factor (n - 1) / n of a gather.
+
+  Raises: ValueError for another pipeline than 'opd', and for rows that a pod does not divide.
+  """
+  if config.pipeline != "opd":
+    raise ValueError(f"pipeline is {config.pipeline!r}; --scaling knows only 'opd'")
+  rows = config.rollout.prompts * config.rollout.group_size
+  table, first = [], None
+  for topology in topologies:
+    mesh = report_of(config, topology).mesh
+    parts = max(rows // mesh.shape["data"], 1)
+    report = partly(config, topology, programs.learn, {"loss.micro_batches": parts})
+    whole, peak = step(report), max(row.total for row in report.rows)
+    first = first or {"flops": whole["flops"] * mesh.size, "sent": whole["sent"] * mesh.size}
+    share = lambda name: f"{whole[name] * mesh.size / first[name]:.3f}" if first[name] else ""
+    table.append([topology, f"{mesh.size}", f"{parts}", f"{whole['flops'] / 1e12:,.5g}",
+                  share("flops"), f"{whole['sent'] / 1e9:,.4g}", share("sent"), f"{peak / GIB:.4g}",
+                  "yes" if all(map(report.fits, report.rows)) else "no"])
+  return ["## The same batch on more chips: score and update", "", markdown.table(
+      ["topology", "chips", "micro-batches", "TFLOP a chip", "x chips, of the first's",
+       "GB sent a chip", "x chips, of the first's", "GiB at the peak", "fits"], table)]
+
+
+def meshes(count: int) -> Iterable[int]:
+  """Sizes of the model axis that are tried."""
+  return (model for model in (1, 2, 4, 8) if count % model == 0)
+
+
+def swept(config: ml_collections.ConfigDict, topology: str) -> list[str]:
+  """Meshes and remat policies, ranked by the seconds of a step; those that do not fit last."""
+  devices, _ = chips.devices(topology)
+  tried = []
+  for model in meshes(len(devices)):
+    for remat in REMAT:
+      label = [f"data={len(devices) // model} x model={model}", remat]
+      try:
+        report = compiled(changed(config, {
+            "mesh.data": -1, "mesh.model": model, "model.remat": remat}), topology)
+      except ValueError as error:
+        tried.append((math.inf, [*label, "", "", "", str(error)]))
+        continue
+      fits = all(map(report.fits, report.rows))
+      whole, peak = step(report), max(report.rows, key=lambda row: row.total)
+      problem = "" if fits else advice(report)
+      tried.append((whole["seconds"] if fits else math.inf, [
+          *label, f"{peak.total / GIB:.3g} ({peak.name})", f"{whole['flops'] / 1e12:.4g}",
+          f"{whole['seconds']:.4g}" if fits else "", "fits" if fits else problem]))
+  tried.sort(key=lambda each: each[0])
+  return ["## Meshes and remat policies, the fastest first", "", markdown.table(
+      ["mesh", "remat", "GiB at the peak", "TFLOP a step and chip", "s a step", ""],
+      [line for _, line in tried])]
+
