@@ -9,10 +9,10 @@ student, without the critique, towards itself as it was, with it.
 Forms: full (the default), the tiny student as the strong model and the tiny weak one as its critic,
 on 2 CPU cores (the critic hardly helps it; the tiny teacher, to which this wording of critiques is
 new, fell from 92% to 71% right in one epoch); quick, a minute of the same; smoke, for the tests;
-paper, the paper's alignment setting: Phi-4-14B with Phi-4-mini as critic (fitted first with configs/critic_sft.py:paper), 128
-questions x 8 answers at a time, batches of 32, learning rate 1e-6. Phi-4's 16384 positions leave
-8192 tokens for a question with its answer and critique. It wants a pod (data=8), the models'
-folders, and magpie.jsonl with the checks of IFEval.
+paper, the paper's alignment setting: Phi-4-14B with Phi-4-mini as critic (fitted first with
+configs/critic_sft.py:paper), 128 questions x 8 answers at a time, batches of 32, learning rate
+1e-6. Phi-4's 16384 positions leave 8192 tokens for a question with its answer and critique. It
+wants a pod (data=8), the models' folders, and magpie.jsonl with the checks of IFEval.
 
 Forms for the tiny models have no rubric check (filter="outcome"): no tiny model has learned to
 judge. The paper's has both.

@@ -219,8 +219,8 @@ def offline(**changes: Any) -> ConfigDict:
           objective="sft",           # of groups of responses "dpo", "eve": pipelines/given.py
           aggregate="token_mean",    # of sft: or "sequence_mean", "sequence_sum"
           dpo=ConfigDict(dict(beta=0.1, label_smoothing=0.0)),
-          # Of a prompt's rollout.group_size responses; ratio is beta / lambda, 0: no weights, and no
-          # fields needed, which name the numbers that are compared, "": with none (log pi_weak).
+          # Of a prompt's rollout.group_size responses; ratio is beta / lambda, 0: no weights, and
+          # no fields needed, which name the numbers that are compared, "": with none (log pi_weak).
           eve=ConfigDict(dict(ratio=1.0, fields=("weak_logprob", "weak_reference_logprob"))),
           micro_batches=1,
       )),

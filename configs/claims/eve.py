@@ -190,7 +190,8 @@ def get_config(arg=""):
                 a="sft", b="eve", metric="curve/fall", effect=0.02, paired=False,
                 primary=True))
   if form in ("once", "quick"):
-    tuned, methods = tuned[:2] if form == "quick" else (), {name: methods[name] for name in (*tuned, "strong_sft", "weighted_labels")}
+    methods = {name: methods[name] for name in (*tuned, "strong_sft", "weighted_labels")}
+    tuned = tuned[:2] if form == "quick" else ()
   if form == "smoke":
     tuned, methods = ("eve",), {name: methods[name] for name in ("sft", "eve", "dpo")}
     claims = {name: claims[name] for name in ("sft", "dpo", "fall")}

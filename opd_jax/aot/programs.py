@@ -46,8 +46,8 @@ def outline(section: ml_collections.ConfigDict, model: ml_collections.ConfigDict
   except (ValueError, OSError) as error:
     if known is None:
       raise ValueError(
-          f"{section.source!r} is not here ({error}), and its shape is not known by that name. Name "
-          f"one that is: hf: with {', '.join(REPOSITORIES)}; or random: with a key of "
+          f"{section.source!r} is not here ({error}), and its shape is not known by that name. "
+          f"Name one that is: hf: with {', '.join(REPOSITORIES)}; or random: with a key of "
           "models/configs.py NAMED") from None
   if section.drop_layers_every:
     _, known = surgery.drop_layers(None, known, section.drop_layers_every)

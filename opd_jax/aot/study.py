@@ -65,7 +65,8 @@ def compiled(config: ml_collections.ConfigDict, topology: str,
   return report
 
 
-def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+def changed(config: ml_collections.ConfigDict,
+            changes: dict[str, Any]) -> ml_collections.ConfigDict:
   """The config with other values at some dotted keys."""
   other = config.copy_and_resolve_references()
   with other.unlocked():
@@ -180,8 +181,8 @@ def beyond(config: ml_collections.ConfigDict, topology: str) -> list[str]:
       f"{found / GIB:.4g} GiB at the peak (rollout.slots={most * data}).",
       f"Rows of a micro-batch that fit: {parts * data}, {parts} a chip of the data axis, "
       f"{learned / GIB:.4g} GiB at the peak (loss.micro_batches="
-      f"{rows // (parts * data) if parts else 0}). A batch of more rows has more micro-batches: what "
-      f"it keeps itself is {kept(config) / 2**20:.3g} MiB a row."]
+      f"{rows // (parts * data) if parts else 0}). A batch of more rows has more micro-batches: "
+      f"what it keeps itself is {kept(config) / 2**20:.3g} MiB a row."]
 
 
 def kept(config: ml_collections.ConfigDict) -> float:

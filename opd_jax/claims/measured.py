@@ -27,7 +27,8 @@ def of(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
   Returns:
     metrics: those of the last evaluation ("eval/mean@8"), and the standard error of its mean
-      reward over prompts ("eval/error"); the accuracy by domain ("domain/chain"); of training runs `AVERAGED`, what accuracy and length have gained since
+      reward over prompts ("eval/error"); the accuracy by domain ("domain/chain"); of training
+      runs `AVERAGED`, what accuracy and length have gained since
       the start ("gain/mean@8", "gain/length"), and of the accuracy's curve, if they evaluate
       on the way, its mean height, how far it falls and when it is highest ("curve/area", "curve/
       fall", "curve/peak"). None where one is not finite.
@@ -65,7 +66,8 @@ def of(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 def headline(config: ml_collections.ConfigDict) -> str:
   """The metric whose curve is kept."""
-  return "eval/accuracy" if config.pipeline == "reward_model" else f"eval/mean@{config.eval.samples}"
+  return ("eval/accuracy" if config.pipeline == "reward_model"
+          else f"eval/mean@{config.eval.samples}")
 
 
 def left(config: ml_collections.ConfigDict, workdir: str) -> str:

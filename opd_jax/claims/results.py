@@ -151,7 +151,8 @@ def sweep_table(config: ml_collections.ConfigDict, found: Measured,
                    for seeds in (found.methods, config.seeds))
   still = f"{there} of {wanted} cells" if there < wanted else ""
   rows.append(["rank correlation", "", seeds, *(within(t.rho, plain) for t in trends.values())])
-  rows.append(["direction", "", "", *(contrasts.shown(trend.direction, still) for trend in trends.values())])
+  rows.append(["direction", "", "", *(contrasts.shown(trend.direction, still)
+                                      for trend in trends.values())])
   return [f"The paper: {sweep.paper}" if sweep.paper else "",
           table((sweep.parameter, "method", "seeds", *map(labeled, sweep.metrics)), rows),
           SWEEP.format(turns="; ".join(turns) or "none")]
@@ -178,7 +179,8 @@ def methods(config: ml_collections.ConfigDict, found: Measured) -> str:
         ", ".join(map(str, found.methods.get(method, ())))
         + f" ({broken} diverged)" * bool(broken)])
   return table(("method", config.tune.key.split(".")[-1], f"{labeled(name)}, 95%",
-                *["PGR (points), 95%"] * bool(ends), *["mean weight of a token"] * weighted, "updates", "rows an update",
+                *["PGR (points), 95%"] * bool(ends), *["mean weight of a token"] * weighted,
+                "updates", "rows an update",
                 "student tokens", "teacher tokens", "seconds a cell", "seeds"), rows)
 
 

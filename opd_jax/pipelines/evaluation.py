@@ -78,7 +78,7 @@ def read_rows(config: ml_collections.ConfigDict,
 
 
 def due(config: ml_collections.ConfigDict, done: int) -> bool:
-  """Whether eval.every or eval.at asks for an evaluation after `done` updates, or it is the last."""
+  """Whether there is an evaluation after `done` updates, as eval.every and eval.at say."""
   every, total = config.eval.every, config.total_steps
   return (done == total or bool(every) and done % every == 0
           or done in {max(round(share * total), 1) for share in config.eval.at})

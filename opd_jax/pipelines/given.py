@@ -81,8 +81,8 @@ def of(config: ml_collections.ConfigDict) -> Objective:
                      "responses; a teacher's samples are learned by 'sft' alone: set "
                      "teacher.source='' and no `teachers`")
   if unread := set(config.scores) - set(known[name].fields):
-    raise ValueError(f"scores names {', '.join(sorted(unread))}, which loss.objective={name!r} does "
-                     f"not read; it reads {', '.join(known[name].fields) or 'no numbers'}")
+    raise ValueError(f"scores names {', '.join(sorted(unread))}, which loss.objective={name!r} "
+                     f"does not read; it reads {', '.join(known[name].fields) or 'no numbers'}")
   if name == "dpo" and not loss.dpo.beta > 0.0:
     raise ValueError(f"loss.dpo.beta is {loss.dpo.beta}; it must be above 0")
   if name == "eve" and (len(loss.eve.fields) != 2 or not loss.eve.fields[0]):

@@ -154,8 +154,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"{key} is {found!r}, which has no effect on OPCD; leave it at {wanted!r}")
   if loss.surrogate not in divergences.KINDS and loss.signal != "verified":
     raise ValueError(f"loss.surrogate is {loss.surrogate!r} and loss.signal {loss.signal!r}; what "
-                     "a critique changes is learned with loss.surrogate='reverse_kl' (or another of "
-                     f"{', '.join(divergences.KINDS)}), refinements with loss.signal='verified'")
+                     "a critique changes is learned with loss.surrogate='reverse_kl' (or another "
+                     f"of {', '.join(divergences.KINDS)}), refinements with loss.signal='verified'")
   asks = config.filter in ("both", "rubric")
   if asks != bool(config.rubric):
     raise ValueError(f"filter is {config.filter!r} and rubric {config.rubric!r}; " + (

@@ -25,8 +25,8 @@ class Response(NamedTuple):
   ended: bool      # False: cut off by the length limit
 
 
-# (params, conversations, key) -> a response each, or a group of them one behind the other; None to a
-# conversation that is too long.
+# (params, conversations, key) -> a response each, or a group of them one behind the other; None to
+# a conversation that is too long.
 Respond = Callable[[Any, Sequence[chat.Messages], jax.Array], list[Response | None]]
 
 

@@ -232,7 +232,8 @@ def reward(config: ml_collections.ConfigDict, rows: Sequence[tuple[Row, list[Mem
             for row, members in rows[start:stop]]
 
   found = stages.rows(pathlib.Path(workdir, "rewards.jsonl"), len(rows), config.batch.chunk, make)
-  return [(row, [{**x, "reward": section.beta * value} for x, value in zip(members, one["rewards"], strict=True)])
+  return [(row, [{**x, "reward": section.beta * value}
+                 for x, value in zip(members, one["rewards"], strict=True)])
           for (row, members), one in zip(rows, found, strict=True)]
 
 

@@ -66,7 +66,7 @@ def gold(record: str, text: str) -> float:
 
 
 def share(reward: float) -> float:
-  """Where a reward lies between the worst and the best. PGR, a ratio of differences, is the same."""
+  """Where a reward lies between the worst and the best. PGR does not see the difference."""
   return (reward - WORST) / (BEST - WORST)
 
 
@@ -78,4 +78,5 @@ def verify(text: str, answer: str) -> Verdict:
   lost = {name: most - parts[name] for name, most in _MOST.items()}
   if not any(lost.values()):
     return Verdict(1.0, "The note is as good as can be.")
-  return Verdict(share(gold(answer, text)), f"The note could be better in {max(lost, key=lost.get)}.")
+  return Verdict(share(gold(answer, text)),
+                 f"The note could be better in {max(lost, key=lost.get)}.")

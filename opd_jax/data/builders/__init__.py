@@ -107,7 +107,7 @@ def is_guarded(data: Mapping[str, Any]) -> bool:
 
 
 def evaluated(data: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-  """Name and arguments of the data set of which eval_split is a split; mostly that which is learned.
+  """Name and arguments of the data set that eval_split is of; mostly that which is learned.
 
   Args:
     data: the `data` section.
