@@ -68,6 +68,24 @@ class TransformerTest(parameterized.TestCase):
                              ("xla", s, c, (2, 1, s, c))])
     np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), atol=1e-2)
 
+  @parameterized.parameters(1, 3, 5, 11)
+  def test_attention_by_blocks_of_queries_is_the_same_and_so_is_its_gradient(self, block):
+    rng = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    q, k, v = array(2, 11, 4, 8), array(2, 13, 2, 8), array(2, 13, 2, 8)
+    mask = jnp.asarray(rng.random((2, 11, 13)) < 0.5).at[:, :, 0].set(True)
+    weight = array(2, 11, 4, 8)
+
+    def run():
+      return jax.value_and_grad(lambda x: jnp.vdot(layers.attend(*x, mask), weight))((q, k, v))
+
+    want = run()
+    with mock.patch.object(layers, "SCORES", 2 * 4 * 13 * block), \
+        mock.patch.object(jax.lax, "map", wraps=jax.lax.map) as mapped:
+      got = run()
+    self.assertEqual(mapped.called, block < 11)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, want)
+
   @parameterized.named_parameters(("qwen3", TINY), ("phi3_window", PHI), ("gpt2", GPT2),
                                   ("qwen3_moe", MOE))
   def test_packed_segments_equal_separate_rows(self, config):
