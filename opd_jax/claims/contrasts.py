@@ -122,14 +122,16 @@ def withheld(config: ml_collections.ConfigDict, found: Measured,
 
 def of_difference(found: Measured, claim: ml_collections.ConfigDict,
                   sides: Sequence[Scores]) -> tuple[str, int, str]:
-  """a - b: the interval, its seeds, and what it says."""
-  a, b = (side.values for side in sides)
-  if claim.paired:
+  """a - b, or a alone if it is a gain: the interval, its seeds, and what it says."""
+  a, b = (*(side.values for side in sides), {})[:2]
+  if not claim.b:
+    ours = statistics.interval(list(a.values()))
+  elif claim.paired:
     ours = statistics.interval(list(statistics.difference(a, b).values()))
   else:
     ours = statistics.welch(list(a.values()), list(b.values()))
   text = within(ours, number_of(claim.metric), sign=True)
-  return text if claim.paired else f"{text}, unpaired", ours.n, says(ours, claim)
+  return (text if claim.paired or not claim.b else f"{text}, unpaired"), ours.n, says(ours, claim)
 
 
 def of_recovered(found: Measured, claim: ml_collections.ConfigDict,
@@ -216,7 +218,8 @@ def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
   if claim.kind == "recovered":
     return (f"`{claim.a}` - `{claim.b}`, points of PGR, from `{claim.before}` to "
             f"`{claim.after}`")
-  return f"`{claim.a}` - `{claim.b}`, {labeled(claim.metric)}"
+  both = f"`{claim.a}` - `{claim.b}`" if claim.b else f"`{claim.a}`"
+  return f"{both}, {labeled(claim.metric)}"
 
 
 def counting(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, tuple[float, float]]:

@@ -11,7 +11,7 @@ import ml_collections
 
 from opd_jax import pipelines
 from opd_jax.claims import identity, measured
-from opd_jax.pipelines import responses
+from opd_jax.data.builders import rows
 
 Result = dict[str, Any]
 
@@ -92,7 +92,7 @@ class Ledger:
   def _place(self, stage: Cell) -> str:
     """How a config names what a stage has left: rows, a reward model, or a model."""
     folder = self.folder(stage)
-    return {"responses": f"{folder}/{responses.FILE}", "reward_model": folder}.get(
+    return {"responses": f"{folder}/{rows.FILE}", "reward_model": folder}.get(
         stage.config.pipeline, f"hf:{folder}/{measured.EXPORT}")
 
   def _identity(self, cell: Cell) -> dict[str, Any] | None:

@@ -12,12 +12,13 @@ import numpy as np
 from opd_jax import writer
 from opd_jax.claims import identity
 from opd_jax.data import tokenizer as tokenizers
-from opd_jax.pipelines import evaluation, responses, teacher_samples
+from opd_jax.data.builders import rows as made
+from opd_jax.pipelines import evaluation, stages, teacher_samples
 
 # Measured at every update and noisy: their mean over the last tenth of the steps.
-AVERAGED = ("student/entropy", "rollout/length", "rollout/truncated", "rollout/reward",
-            "teacher/reverse_kl", "loss/weight", "loss/effective_responses", "update/gradient_norm",
-            "update/skipped")
+AVERAGED = ("critique/kept", "refine/repaired", "refine/spoiled", "student/entropy",
+            "rollout/length", "rollout/truncated", "rollout/reward", "teacher/reverse_kl",
+            "loss/weight", "loss/effective_responses", "update/gradient_norm", "update/skipped")
 NOTHING = dict(updates=0, rows=0, student_tokens=0, teacher_tokens=0)  # cost by what trains nothing
 EXPORT = "export"
 
@@ -43,6 +44,8 @@ def of(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   if config.pipeline == "responses":
     return {"metrics": {name: value for name, value in lines[-1].items() if name != "step"},
             "curve": [], **NOTHING, "left": left(config, workdir)}
+  if config.pipeline == "critique_refine":
+    return {"metrics": of_chains(workdir), "curve": [], **NOTHING, "left": ""}
   last = f"step_{config.total_steps:06d}" if "total_steps" in config else "eval"
   path = pathlib.Path(workdir, "eval", f"{last}.json")
   if not path.is_file():
@@ -73,7 +76,7 @@ def headline(config: ml_collections.ConfigDict) -> str:
 def left(config: ml_collections.ConfigDict, workdir: str) -> str:
   """Hash of what a run has left for others, "" of nothing: rows, a reward model, or a model."""
   return identity.contents(pathlib.Path(workdir, {
-      "responses": responses.FILE, "reward_model": "checkpoints"}.get(
+      "responses": made.FILE, "reward_model": "checkpoints"}.get(
           config.pipeline, f"{EXPORT}/model.safetensors")))
 
 
@@ -84,6 +87,14 @@ def diverged(config: ml_collections.ConfigDict, workdir: str, why: str) -> dict[
   short = config.copy_and_resolve_references()
   short.total_steps = int(steps)
   return {"diverged": why, "metrics": {}, "curve": [], **costs(short, lines, workdir), "left": ""}
+
+
+def of_chains(workdir: str) -> dict[str, float]:
+  """pass@k of each method of a study of critics, and by how much methods differ."""
+  found = json.loads(pathlib.Path(workdir, "critique_refine.json").read_text())
+  return {f"{section}/{k} {name}": value["mean"]
+          for section, key in (("eval", "means"), ("gain", "differences"))
+          for name, values in found[key].items() for k, value in values.items()}
 
 
 def of_training(config: ml_collections.ConfigDict, lines: Sequence[Mapping[str, float]],
@@ -147,6 +158,12 @@ def costs(config: ml_collections.ConfigDict, lines: Sequence[Mapping[str, float]
     rows = config.batch.tokens // max(config.batch.buckets)
     return dict(updates=config.total_steps, rows=rows, student_tokens=0,
                 teacher_tokens=answered(workdir))
+  if config.pipeline == "opcd":  # who answers and refines; a critic's tokens are not the student's
+    triples = [x for path in pathlib.Path(workdir).glob("epochs/*/triples.jsonl")
+               for x in stages.read(path)]
+    return dict(updates=round(sum(line.get("update/count", 0) for line in lines)),
+                rows=config.triples, teacher_tokens=0,
+                student_tokens=sum(len(x["ids"]) + len(x["refined_ids"] or ()) for x in triples))
   steps = [line for line in lines if "rollout/length" in line]
   if len(steps) != config.total_steps:
     raise ValueError(f"{workdir} has {len(steps)} lines of {config.total_steps} steps, and tokens "

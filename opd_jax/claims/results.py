@@ -165,12 +165,14 @@ def methods(config: ml_collections.ConfigDict, found: Measured) -> str:
   ends = next((claim for claim in config.claims.values() if claim.kind == "recovered"), None)
   for method in config.methods:
     cells = list(found.methods.get(method, {}).values())
+    there = not cells or any(name in cell["metrics"] for cell in cells)  # or it is a study
     broken = sum("diverged" in cell for cell in cells)
     value = found.values[method]
     weights = [cell["metrics"].get("loss/weight", 1.0) for cell in cells]
     rows.append([
         f"`{method}`", "" if value is None else f"{value:g}",
-        within(statistics.interval(list(by_seed(found, method, name).values())), number_of(name)),
+        within(statistics.interval(list(by_seed(found, method, name).values())),
+               number_of(name)) if there else "-",
         *([within(statistics.interval(contrasts.recovered(found, ends, method)), points)]
           if ends else []),
         *([plain(sum(weights) / len(weights)) if weights else "-"] if weighted else []),

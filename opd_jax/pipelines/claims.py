@@ -147,8 +147,11 @@ def tuning(config: ml_collections.ConfigDict, method: str, value: float, seed: i
 def with_value(config: ml_collections.ConfigDict, method: str, value: float | None,
                seed: int) -> ml_collections.ConfigDict:
   """A method's config with a seed, and with a value of tune.key if it is tuned."""
-  return changed(config.methods[method],
-                 {"seed": seed} | ({} if value is None else {config.tune.key: value}))
+  section = config.methods[method]
+  # Evaluations draw the same numbers in all cells; the study of critics is nothing but one.
+  drawn = {"eval.seed": 1 + seed} if section.pipeline == "critique_refine" else {}
+  tuned = {} if value is None else {config.tune.key: value}
+  return changed(section, {"seed": seed} | drawn | tuned)
 
 
 def choice(config: ml_collections.ConfigDict, ledger: Ledger, method: str) -> float | None:
@@ -234,7 +237,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     known(f"claims.{name}.a", [claim.a], methods)
     if claim.kind == "experts":
       known(f"claims.{name}.experts", [*claim.experts.values(), claim.base], stages)
-    else:
+    elif claim.b or claim.kind != "difference" or not claim.metric.startswith("gain/"):
       known(f"claims.{name}.b", [claim.b], methods + [f"{identity.STAGE}{x}" for x in stages])
     refuse(not claim.effect and not claim.margin,
            f"claims.{name} has neither an effect nor a margin: no verdict can be computed")

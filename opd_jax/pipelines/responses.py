@@ -30,7 +30,6 @@ from opd_jax.pipelines import responder, reward_model, scoring, stages
 from opd_jax.rollouts.sampler import Sampling
 from opd_jax.writer import Writer
 
-FILE = "rows.jsonl"
 KEEP = ("all", "best", "ranked_pair", "drawn_pair")
 
 Row = dict[str, Any]
@@ -62,9 +61,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                        f"asks for ({found}); look at them in {workdir}")
     metrics = {f"rows/{name}": value for name, value in (
         found | dict(asked=len(rows), kept=len(kept)) | describe(kept)).items()}
-    write(pathlib.Path(workdir, FILE), kept)
+    write(pathlib.Path(workdir, made.FILE), kept)
     stack.enter_context(Writer(workdir, config, 0)).write(0, metrics)
-  progress.note(f"the rows are in {workdir}/{FILE}")
+  progress.note(f"the rows are in {workdir}/{made.FILE}")
   progress.table("rows", [name.removeprefix("rows/") for name in metrics],
                  [[f"{value:.4g}" for value in metrics.values()]])
 

@@ -14,7 +14,7 @@ from opd_jax.data import builders, chat
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.builders.arithmetic import chains
 from opd_jax.evals import critique_refine as evals
-from opd_jax.pipelines import critique_refine, responder, stages
+from opd_jax.pipelines import critique_refine, responder
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines.responder import Response
 from opd_jax.rollouts.sampler import Sampling

@@ -14,6 +14,7 @@ import numpy as np
 from opd_jax import config as configs
 from opd_jax import keys, main, sharding
 from opd_jax.data import builders
+from opd_jax.data.builders import rows as made
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines import responses
 from opd_jax.rollouts import batch as batches
@@ -40,7 +41,7 @@ def run(config, workdir):
   return read(workdir)
 
 
-def read(workdir, name=responses.FILE):
+def read(workdir, name=made.FILE):
   return [json.loads(line) for line in pathlib.Path(workdir, name).read_text().splitlines()]
 
 
@@ -182,7 +183,7 @@ class RunTest(parameterized.TestCase):
       path = pathlib.Path(workdir, f"{name}.jsonl")
       whole = path.read_bytes()
       path.write_bytes(whole[:len(whole) * 5 // 6])  # in the middle of a line of the second block
-      pathlib.Path(workdir, responses.FILE).unlink()
+      pathlib.Path(workdir, made.FILE).unlink()
       self.assertEqual(run(config, workdir), want)
       self.assertEqual(path.read_bytes(), whole)
     with mock.patch.object(policies, "load", side_effect=AssertionError):  # nobody is asked again

@@ -10,6 +10,7 @@ from typing import Any
 
 from opd_jax.data.builders import jsonl
 
+FILE = "rows.jsonl"  # in the workdir of a run that makes some
 FIELDS = dict(id=str, task=str, level=int, messages=str, answer=str, response=str, teacher=str,
               group=str)
 

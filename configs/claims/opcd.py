@@ -1,0 +1,152 @@
+"""The claims of OPCD (2606.00424; METHODS 5) on tiny models.
+
+    python -m opd_jax.main --config=configs/claims/opcd.py --workdir=runs/claims_opcd
+
+S is the tiny student, W the tiny weak model, fitted first to worked critiques of this task. At
+inference: answer, critique, refinement, by pass@k. In training: OPCD with its filters and controls,
+and what else a weak model or the truth could teach. The cells are in results/opcd, the tables in
+RESULTS.md; 2 CPU cores, sittings of an hour.
+
+Forms: full (the default); quick, minutes, the same cells of one epoch and two seeds, with cells and
+tables in the workdir; smoke, for the tests, fewer of them.
+"""
+
+from opd_jax import config as configs
+
+# By form: updates of the critic's SFT; epochs, questions and answers each of OPCD; triples and
+# other rows an update; chains of the study; prompts and samples of evaluations.
+SIZES = {
+    "": dict(critic=300, epochs=4, questions=128, answers=4, rows=32, ks=(1, 2, 4, 8, 16),
+             prompts=128, samples=8),
+    "quick": dict(critic=4, epochs=1, questions=8, answers=2, rows=4, ks=(1, 2), prompts=4,
+                  samples=2),
+    "smoke": dict(critic=2, epochs=1, questions=4, answers=2, rows=4, ks=(1, 2), prompts=2,
+                  samples=2),
+}
+# Chains of seven and eight steps in one digit, of which S answers about 37% and W about 9%.
+TASK = dict(digits=(1,), min_steps=7, max_steps=8)
+ANSWER = dict(temperature=1.0, top_k=20, top_p=0.95)
+REFINE = dict(temperature=0.6, top_k=20, top_p=0.95)
+
+ABOUT = """\
+S is `tiny:student`, W is `tiny:weak` after {critic} updates of SFT on worked critiques of this very
+task, arithmetic of seven and eight steps in one digit. `chains` asks {prompts} questions {chains}
+times each. A cell of OPCD has {epochs} epochs of {questions} questions with {answers} answers each,
+and learns in one pass an epoch what stands its check, {rows} rows an update; `opcd` keeps what was
+refined to a right answer, `unfiltered` everything, `self` has S criticize itself, `without` has it
+refine without a critique. All are evaluated on the same {prompts} held-out questions with {samples}
+samples each, at temperature 0.6, top-k 20 and top-p 0.95, on plain questions."""
+
+NOTES = """\
+The rubric check and the two together are not measured: no tiny model has learned to judge. What the
+other methods are given is not what OPCD is: SFT on the truth sees {steps} batches of worked
+solutions, the weak model's answers and logits as many, and none of them pays for critiques."""
+
+
+def get_config(arg=""):
+  form = configs.form(arg, "", "quick", "smoke")
+  full, smoke, sizes = form == "", form == "smoke", SIZES[form]
+  epochs, rows, k = sizes["epochs"], sizes["rows"], max(sizes["ks"])
+  steps = epochs * sizes["questions"] * sizes["answers"] // rows  # if everything were kept
+  judged = dict(prompts=sizes["prompts"], samples=sizes["samples"], ks=(1,), seed=1,
+                batch=32 if full else 2, **REFINE)
+  task = lambda train, **kind: dict(builder="arithmetic", builder_kw=dict(
+      train=train if full else 40, test=256, mix=dict(**kind), seed=11, **TASK))
+  lengths = dict(max_prompt=40, max_response=80 if full else 16)
+  common = dict(writers=("jsonl",), checkpoint=dict(every=100_000, keep_last=1, keep_best=0),
+                eval=judged, export=False)
+  optimizer = lambda rate: dict(learning_rate=rate, weight_decay=0.01)
+
+  def opcd(**changes):
+    loss = dict(surrogate="reverse_kl", aggregate="sequence_sum") | changes.pop("loss", {})
+    return configs.opcd(**common | dict(
+        total_steps=epochs, log_every=1, questions=sizes["questions"], triples=rows,
+        student=dict(source="tiny:student"), critic=dict(source="stage:critic"),
+        data=task(2000, plain=1.0), loss=loss, optimizer=optimizer(1e-4), refine=REFINE,
+        rollout=dict(prompts=32 if full else 2, group_size=sizes["answers"], **lengths, **ANSWER),
+        context=dict(budget=320, buckets=(160, 240) if full else ())) | changes)
+
+  def given(**changes):
+    """SFT, of the data's worked solutions or of a teacher's answers."""
+    return configs.offline(**common | dict(
+        total_steps=steps, log_every=max(steps // 10, 1), student=dict(source="tiny:student"),
+        data=task(2000, plain=1.0),
+        rollout=dict(prompts=32 if full else 2, group_size=1, **lengths),
+        batch=dict(tokens=128 * rows, buckets=(128,), chunk=256 if full else 8),
+        optimizer=optimizer(1e-4)) | changes)
+
+  stages = dict(
+      critic=configs.offline(**common | dict(
+          total_steps=sizes["critic"], log_every=10, export=True, student=dict(source="tiny:weak"),
+          data=task(20_000, critic=1.0), rollout=dict(max_prompt=200, max_response=96),
+          batch=dict(tokens=6144 if full else 800, buckets=(160, 256, 400),
+                     chunk=2048 if full else 16),
+          optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=20, b2=0.98))),
+      before=configs.evaluate(student=dict(source="tiny:student"), data=task(1, plain=1.0),
+                              rollout=lengths, eval=judged, writers=("jsonl",)))
+  methods = dict(
+      chains=configs.critique_refine(
+          student=dict(source="tiny:student"), critic=dict(source="stage:critic"),
+          data=task(1, plain=1.0), writers=("jsonl",),
+          rollout=dict(max_prompt=200, prompt_buckets=(40, 120) if full else (),
+                       max_response=64 if full else 16, slots=128 if full else 0),
+          critique=dict(max_response=80 if full else 16),
+          eval=dict(prompts=sizes["prompts"], batch=16 if full else 2, samples=k,
+                    ks=sizes["ks"])),
+      opcd=opcd(),
+      refinements=opcd(loss=dict(signal="verified", surrogate="score_function")),
+      unfiltered=opcd(filter="none"),
+      self=opcd(control="self", critic=dict(source="")),
+      without=opcd(control="none", critic=dict(source="")),
+      truth=given(),
+      weak_answers=given(teacher=dict(source="tiny:weak")),
+      weak_logits=configs.on_policy(**common | dict(
+          total_steps=steps, log_every=1, student=dict(source="tiny:student"),
+          teacher=dict(source="tiny:weak"), evaluate_teachers=False, data=task(2000, plain=1.0),
+          rollout=dict(prompts=rows, group_size=1, **lengths), optimizer=optimizer(1e-4),
+          loss=dict(surrogate="reverse_kl", signal="opd"))))
+  mean = f"eval/mean@{sizes['samples']}"
+
+  def at(k, pair, effect, **changes):
+    return dict(text=f"{pair.replace(' - ', ' > ')}, pass@{k}", a="chains",
+                metric=f"gain/pass@{k} {pair}", effect=effect, **changes)
+
+  def better(text, b, paper, effect=0.03, **changes):
+    return dict(text=text, paper=paper, a="opcd", b=b, metric=mean, effect=effect, **changes)
+
+  claims = {}
+  for k in sizes["ks"]:
+    claims[f"critic_{k}"] = at(k, "S + W critic - S only", 0.03, paper={
+        1: "71.67 to 75.00", 16: "86.67 to 90.00"}.get(k, "above"), primary=k == 16)
+    if k > 1:
+      claims[f"best_{k}"] = at(k, "S + best critic - S + random critic", 0.01, paper="above")
+      claims[f"random_{k}"] = at(k, "S + random critic - S + worst critic", 0.01, paper="above")
+  claims |= dict(
+      gain=better("OPCD > its start", "stage:before", "above", primary=True),
+      filter=better("OPCD, filtered by outcome > unfiltered", "unfiltered", "above"),
+      self=better("OPCD > self-critique", "self", "above", 0.02),
+      without=better("OPCD > refining without a critique", "without", "above", 0.02),
+      refinements=better("OPCD > SFT on refinements", "refinements", "above", 0.02, primary=True),
+      weak_answers=better("OPCD > SFT on the weak model's answers", "weak_answers", "above",
+                          paired=False),
+      weak_logits=better("OPCD > distilling the weak model's logits", "weak_logits", "above"),
+      truth=better("OPCD > SFT on ground truth", "truth", "above", paired=False))
+  tuned = ("opcd", "refinements", "truth", "weak_answers", "weak_logits")
+  if smoke:
+    tuned = ("opcd",)
+    methods = {name: methods[name] for name in ("chains", "opcd")}
+    claims = {name: claims[name] for name in ("critic_2", "best_2", "gain")}
+  seeds = dict.fromkeys(methods, 5) | dict.fromkeys(("chains", "opcd", "refinements"), 10)
+  suffix = f":{form}" if form else ""
+  return configs.claims(
+      name="opcd", title="OPCD: weak critics make strong learners",
+      about=ABOUT.format(chains=k, **sizes), notes=NOTES.format(steps=steps),
+      command=f"python -m opd_jax.main --config=configs/claims/opcd.py{suffix} "
+              f"--workdir=runs/claims_opcd{suffix.replace(':', '_')}",
+      results="results/opcd" if full else "", table="RESULTS.md" if full else "",
+      stages=stages, methods=methods,
+      seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
+      tune=dict(methods=tuned, grid=(3e-5, 1e-4, 3e-4) if full else (1e-4,),
+                seeds=(1000, 1001) if full else (1000,), metric=mean,
+                follows={name: "opcd" for name in methods if name not in (*tuned, "chains")}),
+      claims=claims)
