@@ -35,7 +35,9 @@ ensure() {  # a slice that runs; one that was preempted is given back first
     case $(state) in
       ACTIVE) return ;;
       "") request ;;
-      FAILED | SUSPENDING | SUSPENDED) release ;;
+      FAILED | SUSPENDING | SUSPENDED)
+        release || true  # one that is going is refused at times
+        step sleep "${POLL_S:-60}" ;;
       *) step sleep "${POLL_S:-60}" ;;  # it waits in the queue, or is being made or given back
     esac
   done
@@ -45,12 +47,12 @@ everywhere() {
   step gcloud compute tpus tpu-vm ssh "$TPU" "${place[@]}" --worker=all --command="$1"
 }
 
-install() {
+install() {  # locks are a host's own: those of a host that was taken away would stay for ever
   step git archive --format=tar.gz --output=/tmp/opd_jax.tar.gz HEAD &&
     step gcloud compute tpus tpu-vm scp /tmp/opd_jax.tar.gz "$TPU:" "${place[@]}" --worker=all &&
     everywhere "sudo apt-get update -q && sudo apt-get install -qy nfs-common python3.11-venv" &&
     everywhere "sudo mkdir -p /mnt/share" &&
-    everywhere "mountpoint -q /mnt/share || sudo mount $SHARE /mnt/share" &&
+    everywhere "mountpoint -q /mnt/share || sudo mount -o nolock $SHARE /mnt/share" &&
     everywhere "sudo chmod 1777 /mnt/share" &&
     everywhere "mkdir -p opd_jax && tar -xzf opd_jax.tar.gz -C opd_jax" &&
     everywhere "EXTRAS=tpu bash opd_jax/launch/env.sh"
@@ -60,6 +62,7 @@ while :; do
   ensure
   code=0
   { install && everywhere "bash opd_jax/launch/worker.sh ${*@Q}"; } || code=$?
+  [ "$code" = 0 ] && break
   step sleep "${POLL_S:-60}"  # a slice that was taken away says so a little later
   [ "$(state)" = ACTIVE ] && break
   echo "the slice was taken away; asking for another" >&2

@@ -114,6 +114,11 @@ def chosen(workdir: str, best: bool = False) -> pathlib.Path:
   return folder / str(best_step(workdir) if best else steps[-1]) / "state"
 
 
+def latest(workdir: str) -> int:
+  """Updates of the newest checkpoint, 0 if there is none."""
+  return max(_steps(pathlib.Path(workdir, "checkpoints")), default=0)
+
+
 def best_step(workdir: str) -> int:
   """The checkpoint that `checkpoint.best_metric` of the workdir's config ranks first.
 

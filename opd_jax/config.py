@@ -61,8 +61,8 @@ def _common() -> dict[str, Any]:
           allow_unsafe_code=False,   # whether a model's code may run where it cannot be isolated
       )),
       eval=ConfigDict(dict(
-          every=0,                   # steps; 0: only before and after
-          at=(),                     # shares of total_steps after which there is one too
+          every=0,                   # steps; 0: only after, and before if responses are sampled
+          at=(),                     # shares of total_steps after which there is one too; 0: before
           prompts=64,
           samples=8,                 # n responses a prompt
           ks=(1, 8),                 # the k of pass@k
@@ -483,7 +483,7 @@ NOT_NEGATIVE = (
     "critic.drop_layers_every", "critic.alpha", "judge.drop_layers_every", "judge.alpha")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
-SHARES = ("cuts", "parts", "eval.at")
+SHARES = ("cuts", "parts")
 
 
 def validate(config: ConfigDict) -> None:
@@ -509,6 +509,8 @@ def validate(config: ConfigDict) -> None:
   for key in SHARES:
     _check(config, key, lambda x: all(isinstance(item, (int, float)) and 0 < item <= 1
                                       for item in x), "numbers, each above 0 and at most 1")
+  _check(config, "eval.at", lambda x: all(isinstance(item, (int, float)) and 0 <= item <= 1
+                                          for item in x), "numbers, each from 0 to 1")
   if config.pipeline == "claims":
     for where in ("stages", "methods"):
       for name, section in config[where].items():

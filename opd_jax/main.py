@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     logging.debug("where it happened", exc_info=True)
     print(f"{distributed.who()}error: {error}", file=sys.stderr)
     distributed.leave(2)
-  except Exception as error:
+  except BaseException as error:  # Ctrl-C too: an ordinary exit would wait for the others
     if distributed.count() == 1:
       raise
     traceback.print_exc()

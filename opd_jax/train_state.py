@@ -188,8 +188,7 @@ def check_finite(metrics: dict[str, Array], batch: Any, workdir: str, step: int,
   left = {"ids": np.asarray(ids)} if ids is not None else {
       jax.tree_util.keystr(name).strip("."): sharding.fetch(value)
       for name, value in jax.tree.leaves_with_path(batch)}
-  if distributed.is_first():
-    np.savez(path, **left)
+  distributed.of_first(lambda: np.savez(path, **left))  # all wait: who leaves ends the others
   raise FloatingPointError(
       f"update {step}: the loss is {loss} and the gradient norm {norm}. The update was not made; "
       f"the last checkpoint is good, and the batch is in {path}. Lower optimizer.learning_rate or "

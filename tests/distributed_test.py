@@ -23,6 +23,7 @@ from opd_jax.data import loader
 from opd_jax.models import hf, source
 
 ROOT = pathlib.Path(__file__).parents[1]
+LONGEST_S = 900  # a step of a test on a busy machine; who waits longer waits for ever
 # Adam divides a gradient by its size; with eps far above every gradient errors stay small.
 SETTINGS = (
     "rollout.prompts=8", "rollout.max_response=16", "eval.prompts=8", "eval.batch=8",
@@ -75,13 +76,15 @@ def done(workdir):
 class RunTest(absltest.TestCase):
 
   def finish(self, started, code=0):
-    said = [process.communicate()[0] for process in started]
+    said = [process.communicate(timeout=LONGEST_S)[0] for process in started]
     for process, text in zip(started, said):
       self.assertEqual(process.returncode, code, text)
     return said
 
   def wait_for(self, step, workdir, started):
+    end = time.monotonic() + LONGEST_S
     while done(workdir) < step:
+      self.assertLess(time.monotonic(), end, "nobody comes any further")
       for process in started:
         self.assertIsNone(process.poll(), process.returncode and process.communicate()[0])
       time.sleep(0.1)
@@ -111,7 +114,7 @@ class RunTest(absltest.TestCase):
     self.wait_for(stopped + 2, many, started)
     killed = time.monotonic()
     started[1].kill()
-    said = started[0].communicate()[0]
+    said = started[0].communicate(timeout=LONGEST_S)[0]
     self.assertLess(time.monotonic() - killed, 60.0)
     self.assertNotIn(started[0].returncode, (0, None))
     self.assertRegex(said, f"resuming after {stopped} steps")

@@ -16,7 +16,7 @@ tests, fewer of them. All but the full form leave cells and tables in the workdi
 from opd_jax import config as configs
 
 TINY = "opd_jax/tiny/teacher"  # whose tokenizer all have
-PROMPT, FEW_SHOT, RESPONSE, ROW = 26, 93, 16, 40  # tokens; a row is prompt and response
+PROMPT, FEW_SHOT, RESPONSE, ROW = 26, 96, 16, 50  # tokens; a row is prompt and response
 ROWS = 64  # responses a batch
 
 # By form: updates of the base, of the reward model, of the weak model's SFT and DPO, and of the
@@ -28,23 +28,25 @@ SIZES = {
 }
 ABOUT = """\
 The weak teacher ({weak}) has learned from preferences about records of which 90% begin with what
-matters, so it states what stands first where it should compare: a systematic error, the same at
-every sampling. The strong base ({strong}) was pre-trained on notes of 72 styles, never tuned to
-gold's, and shown two notes of the weak teacher it mostly continues in their style. Floor of PGR is
-the weak teacher (`weak`), ceiling the base after SFT and DPO on true preferences (`ceiling`). Every
-method makes one pass over {prompts} prompts with {k} responses each, {rows} responses an update,
-from the same base; rewards are gold's on {test} held-out prompts with {samples} samples each, 0
-that of the worst note and 1 that of the best."""
+matters, which invites a systematic error: to state what stands first instead of comparing. The
+strong base ({strong}) was pre-trained on notes of 72 styles, never tuned to gold's (`base_alone`;
+with two of gold's notes shown `base_few_shot`), and is shown two notes of the weak teacher when its
+samples are drawn. Floor of PGR is the weak teacher (`weak`), ceiling the base after SFT and DPO on
+true preferences about records in any order (`ceiling`). Every method makes as many updates as one
+pass over {prompts} prompts with {k} responses each takes, {rows} responses an update, from the same
+base at a constant rate; rewards are gold's on {test} held-out prompts with {samples} samples each,
+0 that of the worst note and 1 that of the best."""
 
 NOTES = """\
 `sft` learns {k} samples of the weak teacher a prompt and not one, so that all methods have the same
-number of responses and updates. `best` learns one of them, the one of the greatest weak reward, and
-makes as many updates by passing over them more often. A response that did not end is left out."""
+number of responses and updates. `best` learns one of the base's, that of the greatest weak reward,
+and `dpo` two, in the order of their weak rewards: they pass over these more often. A response that
+did not end is left out. Seeds vary the order of the rows alone: all share one weak teacher, one
+base and one set of samples. Points of the sweep of ratios have the learning rate of `eve`."""
 
 
 # The points of the sweeps; `eve` is in all of them.
 RATIOS = dict(strong_sft=0.0, ratio_0p25=0.25, ratio_0p5=0.5, eve=1.0, ratio_2=2.0, ratio_4=4.0)
-SAMPLES = dict(eve_k2=2, eve=4, eve_k8=8)
 SCALES = {1: "", 2: "_x2", 4: "_x4"}
 
 
@@ -81,12 +83,12 @@ def get_config(arg=""):
         student=policy(source) if source else {}, rollout=rollout | dict(group_size=group),
         batch=dict(tokens=6144, buckets=(ROW, 112), chunk=256 if full else 32), **common) | changes)
 
-  def made(stage, prompts=0, responses=0):
-    """What a stage has made, all or the first of it."""
-    return dict(builder="rows", builder_kw=dict(
-        train=f"stage:{stage}", rows=prompts, responses=responses))
+  def made(stage, prompts=0):
+    """What a stage has made, all or the first rows of it."""
+    return dict(builder="rows", builder_kw=dict(train=f"stage:{stage}", rows=prompts))
 
   def learned(source, steps, objective, data, rate, **changes):
+    """Offline learning of rows; the rate falls to 0, unless `changes` say otherwise."""
     loss = dict(objective=objective) | changes.pop("loss", {})
     evaluated = judged | changes.pop("eval", {})
     return configs.offline(**dict(
@@ -99,15 +101,16 @@ def get_config(arg=""):
     return learned(source, sizes["dpo"], "dpo", data, 3e-4, reference=policy(source),
                    loss=dict(dpo=dict(beta=0.1)), **changes)
 
-  def student(objective, data, k=k, scale=1, **changes):
-    """The base after one pass over scale * prompts groups of k responses."""
-    return learned("base", scale * prompts * k // ROWS, objective, data, 1e-3, export=False,
-                   eval=dict(at=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5)), **changes)
+  def student(objective, data, scale=1, **changes):
+    """The base after as many updates as one pass over scale * prompts groups of k takes."""
+    rate = changes.pop("rate", 1e-3)
+    return learned("base", scale * prompts * k // ROWS, objective, data, rate, export=False,
+                   optimizer=dict(learning_rate=rate, warmup_steps=1, b2=0.98),
+                   eval=dict(at=(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)), **changes)
 
-  def weighted(stage, ratio=1.0, anchor="weak_reference_logprob", wanted="weak_logprob", k=k,
-               scale=1):
+  def weighted(stage, ratio=1.0, anchor="weak_reference_logprob", wanted="weak_logprob", scale=1):
     """EVE's objective; with ratio 0 all responses count alike."""
-    return student("eve", made(stage, scale * prompts, k), k, scale,
+    return student("eve", made(stage, scale * prompts), scale,
                    rollout=rollout | dict(group_size=k),
                    loss=dict(eve=dict(ratio=ratio, fields=(wanted, anchor))))
 
@@ -118,7 +121,7 @@ def get_config(arg=""):
   stages = dict(
       gold=configs.reward_model(
           total_steps=sizes["gold"], student=policy(strong), writers=("jsonl",), log_every=10,
-          data=notes("preferences", 40_000 if full else 64, 512, **errors),
+          data=notes("preferences", 40_000 if full else 64, 1000, **errors),
           batch=dict(tokens=2 * ROW * ROWS, buckets=(ROW,), chunk=1024 if full else 32),
           optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=20, b2=0.98),
           eval=dict(prompts=512 if full else 16), checkpoint=trained["checkpoint"], **lenient),
@@ -131,41 +134,46 @@ def get_config(arg=""):
           strong, sizes["base"], "sft", notes("pretrain", 200_000 if full else 200, shots=0.5),
           3e-3, **dict(batch=dict(tokens=112 * ROWS if full else 896, buckets=(ROW, 112),
                                   chunk=2048 if full else 32))),
+      # First: it is what a method starts from.
+      base_alone=configs.evaluate(student=policy("base"), data=notes("prompts", 8, 256),
+                                  rollout=rollout, eval=judged, **common),
       base_few_shot=configs.evaluate(
           student=policy("base"), data=notes("prompts", 8, 256, shots=1.0), rollout=few_shot,
           eval=judged, **common),
-      base_alone=configs.evaluate(student=policy("base"), data=notes("prompts", 8, 256),
-                                  rollout=rollout, eval=judged, **common),
-      ceiling_sft=learned("base", sizes["weak"], "sft", notes("sft", 40_000 if full else 80), 1e-3),
-      ceiling=aligned("ceiling_sft", notes("preferences", 8_192 if full else 80, **errors)),
+      ceiling_sft=learned("base", sizes["weak"], "sft", notes(
+          "preferences", 16_384 if full else 80, **errors), 1e-3),
+      ceiling=aligned("ceiling_sft", notes("preferences", 16_384 if full else 80, **errors)),
       demonstrations=responses("weak", 1, data=asked["data"], prompts=64),
       labels=responses("weak", **asked, scores=dict(
           strong_logprob=policy("base"), weak_reference_logprob=policy("weak_sft"))),
-      samples=responses("base", max(SAMPLES.values()), **asked, scores=weak_scores,
+      samples=responses("base", **asked, scores=weak_scores,
                         shots=dict(rows="stage:demonstrations"),
-                        **dict(rollout=few_shot | dict(group_size=max(SAMPLES.values())))),
+                        rollout=few_shot | dict(group_size=k)),
+      # One demonstration, and the weak note on the record itself in the place of the other: as
+      # long and of the same form as all that the base has been shown.
       refined=responses("base", **asked | dict(prompts=prompts),
-                        shots=dict(rows="stage:demonstrations"), refine=dict(rows="stage:labels"),
-                        **dict(rollout=few_shot | dict(group_size=k))),
-      best=responses("", data=made("samples", prompts, k), keep="best",
+                        shots=dict(rows="stage:demonstrations", number=1),
+                        refine=dict(rows="stage:labels"), rollout=few_shot | dict(group_size=k)),
+      best=responses("", data=made("samples", prompts), keep="best",
                      reward=dict(source="implicit")),
-      pairs=responses("", data=made("samples", prompts, k), keep="ranked_pair",
+      pairs=responses("", data=made("samples", prompts), keep="ranked_pair",
                       reward=dict(source="implicit")))
   methods = dict(
       sft=weighted("labels", 0.0), eve=weighted("samples"),
       refinement=weighted("refined", 0.0),
-      dpo=student("dpo", made("pairs"), reference=policy("base"), loss=dict(dpo=dict(beta=0.05))),
-      best=student("sft", made("best")), strong_sft=weighted("samples", 0.0),
+      dpo=student("dpo", made("pairs"), rate=3e-4, reference=policy("base"),
+                  loss=dict(dpo=dict(beta=0.05))),
+      best=student("sft", made("best"), loss=dict(aggregate="sequence_sum")),  # as of the others
+      strong_sft=weighted("samples", 0.0),
       weighted_labels=weighted("labels", wanted="strong_logprob"),
       bayes=weighted("samples", anchor=""),
       **{name: weighted("samples", ratio) for name, ratio in RATIOS.items()
          if name.startswith("ratio")},
-      **{name: weighted("samples", k=count) for name, count in SAMPLES.items() if name != "eve"},
       **{f"{name}{suffix}": weighted(stage, ratio, scale=scale)
          for name, stage, ratio in (("sft", "labels", 0.0), ("eve", "samples", 1.0))
          for scale, suffix in SCALES.items() if suffix})
-  tuned = ("sft", "eve", "refinement", "dpo", "best")
-  seeds = dict.fromkeys(methods, 3) | dict.fromkeys((*tuned, "strong_sft", "weighted_labels"), 5)
+  tuned = ("sft", "eve", "refinement", "dpo", "best", "strong_sft", "weighted_labels")
+  seeds = dict.fromkeys(methods, 3) | dict.fromkeys(tuned, 5)
   seeds |= dict(sft=10, eve=10)
 
   def recovered(text, a, b, paper, effect=0.05, **changes):
@@ -190,25 +198,24 @@ def get_config(arg=""):
                 a="sft", b="eve", metric="curve/fall", effect=0.02, paired=False,
                 primary=True))
   if form in ("once", "quick"):
-    methods = {name: methods[name] for name in (*tuned, "strong_sft", "weighted_labels")}
+    methods = {name: methods[name] for name in tuned}
     tuned = tuned[:2] if form == "quick" else ()
   if form == "smoke":
-    tuned, methods = ("eve",), {name: methods[name] for name in ("sft", "eve", "dpo")}
+    tuned = ("eve",)
+    methods = {name: methods[name] for name in ("sft", "eve", "dpo", "refinement")}
     claims = {name: claims[name] for name in ("sft", "dpo", "fall")}
-    for name in ("refined", "best", "base_few_shot"):
+    for name in ("best", "base_few_shot"):
       del stages[name]
 
   def sweep(text, parameter, points, paper):
     """`points`: method -> value."""
-    there = {name: value for name, value in points.items() if name in methods}
-    return dict(text=text, paper=paper, parameter=parameter, points=tuple(there.values()),
-                methods=tuple(there), metrics=(mean, "loss/effective_responses")
+    return dict(text=text, paper=paper, parameter=parameter, points=tuple(points.values()),
+                methods=tuple(points), metrics=(mean, "loss/effective_responses")
                 if parameter != "prompts" else (mean, "curve/fall"))
 
   sweeps = dict(
       ratio=sweep("beta / lambda: from no weights to nearly one response", "beta / lambda",
                   RATIOS, "best near 1"),
-      k=sweep("K, responses a prompt", "K", SAMPLES, "EVE gains"),
       eve_data=sweep("EVE with more prompts", "prompts", {
           f"eve{suffix}": scale * prompts for scale, suffix in SCALES.items()}, "EVE gains"),
       sft_data=sweep("SFT with more prompts", "prompts", {
@@ -223,7 +230,7 @@ def get_config(arg=""):
       results="" if form else "results/eve", table="" if form else "RESULTS.md",
       stages=stages, methods=methods,
       seeds={name: tuple(range({"": seeds[name], "once": 1}.get(form, 2))) for name in methods},
-      tune=dict(methods=tuned, grid=(3e-4, 1e-3, 3e-3) if full else (1e-3,),
+      tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3,),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: "sft" if name.startswith("sft") and "sft" in tuned else "eve"
                          for name in methods if tuned and name not in tuned}),

@@ -302,12 +302,13 @@ def given_responses(config: ml_collections.ConfigDict, report: Report) -> None:
   student, objective = outline(config.student, config.model), given.of(config)
   size, group = max(config.batch.buckets), objective.group_size
   rows = loader.rows_in(size, config.batch.tokens // group) * group
+  learner = {"student": parameters(student, report)}  # it is there before anyone is asked
   policies.check_rows(f"batch.tokens // {group} responses // bucket = {config.batch.tokens} // "
                       f"{group} // {size}", rows // group, report.mesh, config.loss.micro_batches)
   for name, section in teachers.sections(config).items():
     policy = outline(section, config.model)
     params = parameters(policy, report)
-    report.held = {teachers.label(name): params}
+    report.held = learner | {teachers.label(name): params}
     sampled = config.rollout.prompts * config.rollout.group_size
     rollout(report, teachers.label(name), policy, params, config.rollout, config.rollout, sampled,
             1.0)
@@ -315,7 +316,7 @@ def given_responses(config: ml_collections.ConfigDict, report: Report) -> None:
       config.reference.source)):
     policy = outline(section, config.model)
     params = parameters(policy, report)
-    report.held = {name: params}
+    report.held = learner | {name: params}
     asked = scoring.batch_rows(size, config, report.mesh)
     report.add(f"{name} of {asked} rows", jax.jit(functools.partial(
         scoring.totals, policy.model, config.loss.micro_batches)), params,

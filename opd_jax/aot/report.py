@@ -74,7 +74,8 @@ class Report:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
       spent = time.perf_counter() - start
-      needed = wanted(str(error))
+      # What the compiler says it needs is with the arguments, held or not.
+      needed = max(wanted(str(error)) - on_chip([*args, static]), 0.0)
       self.rows.append(Row(name, times, held, inputs, 0.0, needed, 0.0, None, spent,
                            str(error).splitlines()[0]))
       raise DoesNotFit(name) from None

@@ -75,9 +75,11 @@ def headline(config: ml_collections.ConfigDict) -> str:
 
 def left(config: ml_collections.ConfigDict, workdir: str) -> str:
   """Hash of what a run has left for others, "" of nothing: rows, a reward model, or a model."""
-  return identity.contents(pathlib.Path(workdir, {
-      "responses": made.FILE, "reward_model": "checkpoints"}.get(
-          config.pipeline, f"{EXPORT}/model.safetensors")))
+  if config.pipeline == "reward_model":  # whose checkpoints hold times; its rewards tell it apart
+    there = pathlib.Path(workdir, "checkpoints").is_dir()
+    return identity.contents(pathlib.Path(workdir, "eval")) if there else ""
+  return identity.contents(pathlib.Path(
+      workdir, made.FILE if config.pipeline == "responses" else f"{EXPORT}/model.safetensors"))
 
 
 def diverged(config: ml_collections.ConfigDict, workdir: str, why: str) -> dict[str, Any]:

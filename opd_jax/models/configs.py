@@ -175,7 +175,8 @@ REPOSITORIES: dict[str, str] = {
 
 def of_repository(name: str) -> ModelConfig | None:
   """The shape of a repository by its name, those of its tuned variants too; None if not known."""
-  for tuned in ("", "-Base", "-Instruct", "-Instruct-2507", "-expert"):
+  for tuned in ("", "-Base", "-Instruct", "-Instruct-2507", "-expert", "-sft",
+                "-dpo"):
     known = REPOSITORIES.get(name.rstrip("/").rpartition("/")[2].removesuffix(tuned))
     if known:
       return NAMED[known]

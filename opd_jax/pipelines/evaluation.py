@@ -80,8 +80,8 @@ def read_rows(config: ml_collections.ConfigDict,
 def due(config: ml_collections.ConfigDict, done: int) -> bool:
   """Whether there is an evaluation after `done` updates, as eval.every and eval.at say."""
   every, total = config.eval.every, config.total_steps
-  return (done == total or bool(every) and done % every == 0
-          or done in {max(round(share * total), 1) for share in config.eval.at})
+  return (done == total or bool(every and done) and done % every == 0
+          or done in {max(round(share * total), share > 0) for share in config.eval.at})
 
 
 def named(metrics: dict[str, float]) -> dict[str, float]:

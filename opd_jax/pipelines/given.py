@@ -29,6 +29,7 @@ Member = dict[str, Any]  # one response of a group: `response`, and what is know
 REFERENCE = "reference_logprob"
 # A group whose weights leave less than this share of its responses learns from a few of them.
 FEW = 0.1
+ALONE = 1.2  # and so does one of which a single response has nearly all of the weight
 
 
 class Given(struct.PyTreeNode):
@@ -85,7 +86,8 @@ def of(config: ml_collections.ConfigDict) -> Objective:
                      f"does not read; it reads {', '.join(known[name].fields) or 'no numbers'}")
   if name == "dpo" and not loss.dpo.beta > 0.0:
     raise ValueError(f"loss.dpo.beta is {loss.dpo.beta}; it must be above 0")
-  if name == "eve" and (len(loss.eve.fields) != 2 or not loss.eve.fields[0]):
+  if name == "eve" and (len(loss.eve.fields) != 2 or not loss.eve.fields[0]
+                        or loss.eve.fields[0] == loss.eve.fields[1]):
     raise ValueError(f"loss.eve.fields is {loss.eve.fields}; it must name two fields of a response:"
                      " the log-probability wanted and the one it is compared with ('': none)")
   return known[name]
@@ -296,8 +298,8 @@ def describe(config: ml_collections.ConfigDict, given: Given,
 def warning(metrics: dict[str, float], objective: Objective) -> str:
   """What a person should be told of a batch's weights, "" if nothing."""
   effective = metrics.get("loss/effective_responses", math.inf)
-  if effective >= FEW * objective.group_size:
+  if objective.group_size == 1 or effective >= max(FEW * objective.group_size, ALONE):
     return ""
   return (f"warning: EVE's weights leave {effective:.2g} effective responses of the "
-          f"{objective.group_size} of a prompt, below {FEW:.0%}: nearly all of the weight is on a "
-          "few; lower loss.eve.ratio, or look at the log-probabilities in the data")
+          f"{objective.group_size} of a prompt: nearly all of the weight is on a few; lower "
+          "loss.eve.ratio, or look at the log-probabilities in the data")

@@ -111,6 +111,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
     tokens, since = 0, time.perf_counter()
     previous, warned = None, False
 
+    if not first_step and evaluation.due(config, 0):
+      writer.write(0, evaluation.named(evaluate(state.params, f"step_{0:06d}")))
     for step in range(first_step, config.total_steps):
       length, rows = next(data)
       members = [member for row in rows

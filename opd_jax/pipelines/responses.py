@@ -4,7 +4,7 @@
             -> log-probabilities under any models -> rewards -> all, the best, or a pair of them
 
 Leaves WORKDIR/rows.jsonl, data for any other run (data.builder="rows"). EVE's preferences,
-demonstrations, strong samples and weak scores are made by it, each by a config of its own.
+demonstrations, strong samples and weak scores are made by it: the stages of configs/claims/eve.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,6 +82,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.keep != "all" and not config.reward.source:
     raise ValueError(f"keep={config.keep!r} chooses by rewards, and reward.source is ''; name a "
                      "reward model's workdir there, 'verifier' or 'implicit'")
+  fields = config.reward.fields
+  if config.reward.source == "implicit" and (
+      len(fields) != 2 or not fields[0] or fields[0] == fields[1]):
+    raise ValueError(f"reward.fields is {fields}; it must name two different fields of a response: "
+                     "the log-probability wanted and the one it is compared with ('': none)")
   if not config.student.source:
     for name in ("shots", "refine"):
       if config[name].rows:
@@ -125,6 +130,7 @@ def answer(config: ml_collections.ConfigDict, rows: Sequence[Row], mesh: Mesh,
   stages.begin_with(pathlib.Path(workdir), "student's weights", policies.fingerprint(
       config.student, keys.at(root, "init")))
   asked = requests(config, rows)
+  stages.begin_with(pathlib.Path(workdir), "questions", stages.contents(asked))
   loaded: list[Callable[..., Any]] = []
 
   def make(start: int, stop: int) -> list[Row]:
@@ -224,6 +230,9 @@ def reward(config: ml_collections.ConfigDict, rows: Sequence[tuple[Row, list[Mem
     judge = lambda part: rewards(
         [json.loads(row["messages"]) for row, members in part for _ in members],
         [x["response"] for _, members in part for x in members])
+
+  stages.begin_with(pathlib.Path(workdir), "rows to be rewarded", stages.contents(
+      (row["id"], row["answer"], [x["response"] for x in members]) for row, members in rows))
 
   def make(start: int, stop: int) -> list[Row]:
     found = iter(judge(rows[start:stop]))

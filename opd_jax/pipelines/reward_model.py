@@ -110,11 +110,15 @@ def last_evaluation(folder: str) -> pathlib.Path:
   Its records have the reward of every held-out response, so that its contents tell one reward model
   from another.
 
-  Raises: ValueError if there is none.
+  Raises: ValueError if there is none, or it is not of the last checkpoint.
   """
   found = sorted(pathlib.Path(folder, "eval").glob("step_*.json"))
   if not found:
     raise ValueError(f"{folder} is no workdir of a finished reward model: it has no evaluation")
+  step, saved = int(found[-1].stem.removeprefix("step_")), checkpoint.latest(folder)
+  if step != saved:
+    raise ValueError(f"the reward model in {folder} was broken off: it was saved after {saved} "
+                     f"updates, and evaluated after {step}; finish it with its own command")
   return found[-1]
 
 

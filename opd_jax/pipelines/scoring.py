@@ -54,7 +54,8 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
     field: the name of the number, and of the file WORKDIR/FIELDs.jsonl.
     source: rows with a `group`.
     mesh: rows are spread over its `data` axis.
-  Raises: ValueError if the workdir has numbers of other weights, or here are several processes.
+  Raises: ValueError if the workdir has numbers of other weights or rows, or here are several
+    processes.
   """
   if distributed.count() > 1:
     raise ValueError(f"{section.source} is asked about a data set in one process, and here are "
@@ -63,6 +64,9 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
   key = keys.at(keys.root(config.seed), "init")
   stages.begin_with(pathlib.Path(workdir), f"weights asked for {field}",
                     policies.fingerprint(section, key))
+  stages.begin_with(pathlib.Path(workdir), f"rows asked about for {field}", stages.contents(
+      (row["id"], row["messages"], [x["response"] for x in json.loads(row["group"])])
+      for row in (source[i] for i in range(len(source)))))
 
   @functools.cache
   def ask():

@@ -1,6 +1,7 @@
 """Rows that a stage of a run leaves on disk as JSON Lines, so that nothing is sampled twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+import hashlib
 import json
 import os
 import pathlib
@@ -60,6 +61,14 @@ def begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:
   aside = path.with_suffix(".tmp")
   aside.write_text(json.dumps(known, indent=1))
   aside.rename(path)
+
+
+def contents(rows: Iterable[Any]) -> str:
+  """A hash of what stages are made of, for `begin_with`: rows, conversations."""
+  digest = hashlib.sha256()
+  for row in rows:
+    digest.update(json.dumps(row, sort_keys=True).encode())
+  return digest.hexdigest()
 
 
 def read(path: pathlib.Path) -> list[Row]:

@@ -76,6 +76,9 @@ def prepare(config: ml_collections.ConfigDict, asked: teachers.Asked, mesh: Mesh
   made_from = identity(config, asked, rows_hash, len(source))
   manifest = folder / "manifest.json"
   if not manifest.is_file() or _open(config, folder, made_from)[1].any():
+    if distributed.count() > 1:
+      raise ValueError(f"the teacher cache {folder} is not whole, and several processes cannot make "
+                       "it together; run the config in one first")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
       if not manifest.is_file():
@@ -233,9 +236,6 @@ def _mapped(folder: pathlib.Path, mode: str) -> Cache:
 def _ask(config: ml_collections.ConfigDict, asked: teachers.Asked, source: Any, mesh: Mesh,
          cache: Cache, missing: np.ndarray, owners: np.ndarray) -> None:
   """Fills in the words of the rows that are missing, one teacher after another."""
-  if distributed.count() > 1:
-    raise ValueError(f"the teacher cache {cache.folder} lacks {int(missing.sum())} rows, and "
-                     "several processes cannot make it together; run the config in one first")
   # Rows of similar length together, so that they fit small buckets.
   order = np.lexsort((cache.lengths[:, 0], cache.lengths[:, 1]))
   for i, (name, section) in enumerate(teachers.sections(config).items()):

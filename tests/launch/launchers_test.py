@@ -64,7 +64,7 @@ class DryRunTest(parameterized.TestCase):
   def test_tpu_pod(self):
     lines = self.dry_run("launch/tpu_pod.sh", *ARGUMENTS, **SETTINGS)
     verbs = ("describe", "create", "describe", "git archive", "scp", "apt-get", "mkdir", "mount",
-             "chmod", "tar", "EXTRAS=tpu", "worker.sh", "sleep", "describe", "delete")
+             "chmod", "tar", "EXTRAS=tpu", "worker.sh", "delete")
     self.assertLen(lines, len(verbs))
     for line, verb in zip(lines, verbs):
       self.assertIn(verb, line)

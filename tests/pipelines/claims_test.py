@@ -307,6 +307,15 @@ class SittingTest(parameterized.TestCase):
         self.assertEqual(claim.paired, not sft)
       self.assertNotIn(">=", claim.text)
 
+  def test_the_weak_to_strong_pipeline_alone_is_sound(self):
+    config = load("eve", "once")
+    configs.validate(config)
+    claims.check(config)
+    self.assertEqual((config.results, config.table), ("", ""))
+    self.assertEqual(set(config.seeds.values()), {(0,)})
+    self.assertEmpty(config.tune.methods)
+    self.assertEqual(config.stages, load("eve", "").stages)
+
   def test_a_sweep_has_one_learning_rate(self):
     config = load("g_opd", "")
     sweep = config.sweeps.lam

@@ -7,6 +7,9 @@ import subprocess
 import tempfile
 
 from absl.testing import absltest
+import ml_collections
+
+from opd_jax.pipelines import responses
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,17 +39,38 @@ class LaunchTest(absltest.TestCase):
     return pathlib.Path(self.workdir, "stages", name)
 
   def test_1_every_stage_reads_what_another_has_left(self):
-    self.assertIn("19 of 19 cells", self.notes)
+    self.assertIn("22 of 22 cells", self.notes)
     groups = [json.loads(row["group"]) for row in read(self.stage("samples"), "rows.jsonl")]
     self.assertNotEmpty(groups)
     for member in (member for group in groups for member in group):
       self.assertLess(member["weak_logprob"], 0.0)
       self.assertLess(member["weak_reference_logprob"], 0.0)
-    # The base was shown what the weak model had written, and never gold's.
-    shown = read(self.stage("demonstrations"), "rows.jsonl")
-    self.assertTrue(all(row["response"] for row in shown))
-    asked = {row["id"] for row in read(self.stage("samples"), "rows.jsonl")}
-    self.assertEmpty(asked & {row["id"] for row in shown})
+    # The base was shown what the weak model had written of other records, and never gold's.
+    demonstrations = {responses.question(row): row["response"]
+                      for row in read(self.stage("demonstrations"), "rows.jsonl")}
+    for name, other in (("samples", ""), ("refined", "labels")):
+      config = json.loads(pathlib.Path(self.workdir, f"results/stages/{name}.json").read_text())[
+          "config"]
+      config["shots"]["rows"] = str(self.stage("demonstrations") / "rows.jsonl")
+      if other:
+        config["refine"]["rows"] = str(self.stage(other) / "rows.jsonl")
+      config = ml_collections.ConfigDict(config)
+      rows = responses.read(config)
+      asked = responses.requests(config, rows)
+      weak = {row["id"]: row["response"] for row in read(self.stage(other), "rows.jsonl")} if (
+          other) else {}
+      for row, messages in zip(rows, asked, strict=True):
+        *shown, record = messages[-1]["content"].splitlines()
+        self.assertEqual(record, responses.question(row))
+        self.assertLen(shown, 2)
+        if other:
+          self.assertEqual(shown.pop(), record + weak[row["id"]])
+        for line in shown:
+          there, mark, note = line.partition(">")
+          self.assertEqual(note, demonstrations[there + mark])
+          self.assertNotEqual(there + mark, record)
+      metrics = read(self.stage(name), "metrics.jsonl")[-1]
+      self.assertEqual(metrics["rows/too_long"], 0)
     for row in read(self.stage("pairs"), "rows.jsonl"):
       first, second = json.loads(row["group"])
       self.assertGreaterEqual(first["reward"], second["reward"])
