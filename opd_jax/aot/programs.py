@@ -16,6 +16,7 @@ from opd_jax.data import loader
 from opd_jax.losses import divergences
 from opd_jax.models import build, decoding, surgery
 from opd_jax.models.configs import NAMED, REPOSITORIES, of_repository
+from opd_jax.models.layers import KVCache
 from opd_jax.pipelines import given, in_context, objective, offline, on_policy, opd, scoring
 from opd_jax.pipelines import teachers
 from opd_jax.pipelines import policy as policies
@@ -122,12 +123,21 @@ def rollout(report: Report, who: str, policy: Policy, params: Any,
   weights = params | {"blocks": blocks, "head": top}
 
   ids = np.zeros((prompts, section.max_prompt), np.int32)
-  block = report.add(f"{who}: prefill of {prompts} prompts", steps.prefill, params, ids, ids > 0,
-                     length=length, times=calls * turns)
-  report.held["read prompts"] = block
-  cache = report.add(f"{who}: empty cache of {count} slots", steps.empty, rows=count, width=widest,
-                     times=calls)
-  report.held["KV cache"] = cache
+
+  def read() -> slots.Block:
+    return report.add(f"{who}: prefill of {prompts} prompts", steps.prefill, params, ids, ids > 0,
+                      length=length, times=calls * turns)
+
+  def empty() -> KVCache:
+    return report.add(f"{who}: empty cache of {count} slots", steps.empty, rows=count,
+                      width=widest, times=calls)
+
+  if turns > 1:  # all prompts but the first ones are read while the cache lies there
+    report.held["KV cache"] = cache = empty()
+    report.held["read prompts"] = block = read()
+  else:
+    report.held["read prompts"] = block = read()
+    report.held["KV cache"] = cache = empty()
   state = lambda dtype=np.int32: np.zeros(count, dtype)
   held = slots.Rows(state(), state(), state(), state(), state(bool))
   key = jax.eval_shape(lambda: keys.root(0))

@@ -107,7 +107,7 @@ def lines(config: ml_collections.ConfigDict, topology: str, report: Report) -> l
   whole = step(report)
   out += ["", "A call is one chip's. A step: "
           f"{whole['flops'] / 1e12:,.4g} TFLOP and {whole['sent'] / 1e9:,.4g} GB sent a chip"
-          + (f", as compiled at least {whole['seconds']:,.4g} s" if whole["seconds"] else "")
+          + (f", as compiled about {whole['seconds']:,.4g} s" if whole["seconds"] else "")
           + (", with every response as long as it may be." if config.pipeline != "sft" else ".")]
   unknown = {label for row in report.rows if row.costs for label, turns in row.costs.loops
              if turns is None and "decode" not in row.name}

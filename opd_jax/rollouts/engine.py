@@ -167,6 +167,8 @@ def run(steps: slots.Steps, settings: Settings, params: Any, weights: Any, queue
       cache, token, drawn = steps.fill(weights, cache, token, block, source, chosen, rows, column,
                                        key)
       take(jax.device_get(drawn))
+      if for_next == end:
+        block = None  # all of it is in slots: its memory is the next one's
     if stop():
       raise Stopped
     if rows.live.any():
@@ -224,7 +226,7 @@ def blocks(steps: slots.Steps, settings: Settings, params: Any, queue: Queue, co
     leaders = queue.leader[np.minimum(np.arange(first, first + size), groups - 1)]
     wide = batches.bucket(int(queue.length[leaders].max()),
                           [*(size for size in settings.buckets if size < width), width])
-    block = steps.prefill(params, queue.prompt[leaders, width - wide:],
-                          queue.mask[leaders, width - wide:], length=length)
     after = first + size
-    yield int(queue.leader[first]), int(queue.leader[after]) if after < groups else total, block
+    yield (int(queue.leader[first]), int(queue.leader[after]) if after < groups else total,
+           steps.prefill(params, queue.prompt[leaders, width - wide:],  # kept by nobody here
+                         queue.mask[leaders, width - wide:], length=length))
