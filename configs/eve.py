@@ -6,7 +6,8 @@
     F = K softmax over them of beta / lambda (log pi_weak - log pi_weak_ref)
 
 The samples are rows with a `group` of K responses each, made by whatever samples: here by
-launch/weak_to_strong.sh, which runs all stages before this one and compares the methods. The two
+launch/weak_to_strong.sh, which runs all stages before this one and compares the methods, elsewhere
+by configs/strong_samples.py. The two
 weak models are asked once for their log-probabilities, by text, so their tokenizers may differ.
 Other readings are other keys: loss.eve.fields=("weak_logprob", "") is the Bayesian one of section
 10 (r = log pi_weak); weak samples weighed by ("strong_logprob", "weak_reference_logprob") section

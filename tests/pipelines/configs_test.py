@@ -37,6 +37,9 @@ class SmokeTest(parameterized.TestCase):
     main.remember(config, workdir)
     main.pick(config.pipeline).run(config, workdir)
     left = set(os.listdir(workdir))
+    if config.pipeline == "responses":
+      self.assertContainsSubset({"rows.jsonl", "responses.jsonl", "metrics.jsonl"}, left)
+      return
     if config.pipeline in ("context_use", "position_bias", "teacher_signal", "critique_refine"):
       self.assertContainsSubset({f"{config.pipeline}.json"}, left)
       return
