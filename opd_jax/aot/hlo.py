@@ -82,7 +82,8 @@ def costs(text: str, turns: float = 1.0) -> Costs:
 
   Args:
     text: `compiled.as_text()`.
-    turns: how often a loop is taken to turn if its text does not say.
+    turns: how often an outermost loop is taken to turn if its text does not say; one within
+      another is taken to turn once.
   """
   walk = _Walk(_computations(text), turns, int(_after(text[:4000], "num_partitions=") or 1))
   walk.computation(walk.entry, 1.0, ())
@@ -161,7 +162,8 @@ class _Walk:
         turns = self._trips(ops, op)
         label = _name(op)
         self.loops.append((label, turns))
-        turns = self._turns if turns is None else turns
+        if turns is None:
+          turns = 1.0 if inside else self._turns
         self.computation(self._all[_after(op.text, "body=")], times * turns,
                          (*inside, (label, turns)))
       elif op.code == "conditional":

@@ -109,8 +109,10 @@ def lines(config: ml_collections.ConfigDict, topology: str, report: Report) -> l
           f"{whole['flops'] / 1e12:,.4g} TFLOP and {whole['sent'] / 1e9:,.4g} GB sent a chip"
           + (f", as compiled about {whole['seconds']:,.4g} s" if whole["seconds"] else "")
           + (", with every response as long as it may be." if config.pipeline != "sft" else ".")]
-  unknown = {label for row in report.rows if row.costs for label, turns in row.costs.loops
-             if turns is None and "decode" not in row.name}
+  unknown: set[str] = set()
+  for row in (row for row in report.rows if row.costs):
+    labels = [label for label, turns in row.costs.loops if turns is None]
+    unknown |= set(labels[1:] if "decode" in row.name else labels)  # how long it decodes is known
   if unknown:
     out += ["", f"Loops whose turns are not known count once: {', '.join(sorted(unknown))}."]
   if report.rows[-1].problem or not all(map(report.fits, report.rows)):
