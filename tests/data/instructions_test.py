@@ -34,7 +34,7 @@ class InstructionsTest(parameterized.TestCase):
     source = builders.open_source("instructions", dict(train=str(self.path), system="Be brief."),
                                   "train", self.create_tempdir().full_path)
     self.assertEqual(source[0], dict(
-        id="7", task="instructions", level=0, response="", teacher="",
+        id="7", task="instructions", level=0, response="", teacher="", group="",
         messages=json.dumps(chat.question(ROW["prompt"], "Be brief.")),
         answer='[{"id": "punctuation:no_comma", "kwargs": {}}]'))
 
