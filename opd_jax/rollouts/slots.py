@@ -117,8 +117,6 @@ def fill(first: Callable[..., Any], weights: Any, cache: KVCache, token: Array, 
     key: of this rollout.
   Returns: cache, token i32[B], and what was drawn, [1, B].
   """
-  # Once, and not for every layer.
-  source, fresh, column = map(jnp.asarray, (source, fresh, column))
   layers = tuple(placed(old, new, source, fresh, column)
                  for old, new in zip(cache.layers, block.layers))
   segment_ids, token, drawn = first(weights, cache.segment_ids, token, block.mask, block.hidden,
