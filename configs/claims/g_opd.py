@@ -189,7 +189,7 @@ def get_config(arg=""):
       results="results/g_opd" if full else "", table="RESULTS.md" if full else "",
       stages=stages, methods=methods,
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
-      tune=dict(methods=tuned, grid=(1e-3, 3e-3, 1e-2) if full else (1e-3, 3e-3),
+      tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2) if full else (1e-3, 3e-3),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows=dict({name: "exopd" for name in swept if name not in tuned},
                              **({"s2w_sft": "sft"} if "s2w_sft" in methods else {}))),
