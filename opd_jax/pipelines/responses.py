@@ -92,11 +92,10 @@ def check(config: ml_collections.ConfigDict) -> None:
       if config[name].rows:
         raise ValueError(f"{name}.rows is {config[name].rows!r}, which has no effect without a "
                          "student.source that is shown them; name one, or empty it")
-  for name, places in (("shots.template", ("question", "response")),
-                       ("refine.template", ("question", "response"))):
-    section, key = name.split(".")
-    if missing := [f"{{{x}}}" for x in places if f"{{{x}}}" not in config[section][key]]:
-      raise ValueError(f"{name} is {config[section][key]!r}; it must hold {' and '.join(missing)}")
+  for name in ("shots", "refine"):
+    template = config[name].template
+    if missing := [place for place in ("{question}", "{response}") if place not in template]:
+      raise ValueError(f"{name}.template is {template!r}; it must hold {' and '.join(missing)}")
 
 
 def read(config: ml_collections.ConfigDict) -> list[Row]:
