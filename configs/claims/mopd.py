@@ -111,7 +111,7 @@ def get_config(arg=""):
       results="results/mopd" if full else "", table="RESULTS.md" if full else "",
       methods={name: taught(name) if name in PEERS else rewarded(name) for name in names},
       seeds={name: tuple(range((10 if name in primary else 5) if full else 2)) for name in names},
-      tune=dict(methods=tuned, grid=(3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3),
+      tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3) if full else (1e-3, 3e-3),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: "mopd" for name in names if name not in (*tuned, "grpo")}
                 | ({"grpo": "mopd"} if smoke else {})),
