@@ -83,13 +83,14 @@ def shards(name: str, size: int) -> int:
   return mesh.shape[axis] if not mesh.empty and size % mesh.shape[axis] == 0 else 1
 
 
-def on_shards(function: Any, *names: str | None) -> Any:
+def on_shards(function: Any, *names: str | None, check: bool = True) -> Any:
   """`function` on every device's own part of its arrays, for what XLA would gather them for.
 
   Args:
     function: of arrays of the same layout, into arrays (or a list of them) of that layout too;
       a dimension of size 1 that `names` cuts belongs to all devices.
     names: logical dimensions of all of them.
+    check: whether JAX is to prove which results are the same on all devices; not of kernels.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -98,7 +99,8 @@ def on_shards(function: Any, *names: str | None) -> Any:
   def call(*arrays):
     cut = spec(names, jnp.broadcast_shapes(*(x.shape[:-1] + (1,) for x in arrays)), mesh)
     own = lambda x: PartitionSpec(*(axis if x.shape[i] > 1 else None for i, axis in enumerate(cut)))
-    return jax.shard_map(function, in_specs=tuple(map(own, arrays)), out_specs=cut)(*arrays)
+    return jax.shard_map(function, in_specs=tuple(map(own, arrays)), out_specs=cut,
+                         check_vma=check)(*arrays)
   return call
 
 

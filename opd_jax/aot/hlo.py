@@ -28,8 +28,14 @@ SENT = {
     "collective-permute": lambda n: 1.0,
 }
 
+# Products that JAX's attention kernel for TPUs makes of a pair of blocks: of scores and values;
+# for the gradients it makes the scores anew, then theirs, and those of queries, or keys and values.
+SPLASH = {"fwd": 2, "dq": 3, "dkv": 4}
+
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota",
         "partition-id", "replica-id", "add-dependency", "opt-barrier"}
+
+COPIES = {"copy", "copy-start", "copy-done", "bitcast"}
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -85,7 +91,7 @@ def costs(text: str, turns: float = 1.0) -> Costs:
     turns: how often an outermost loop is taken to turn if its text does not say; one within
       another is taken to turn once.
   """
-  walk = _Walk(_computations(text), turns, int(_after(text[:4000], "num_partitions=") or 1))
+  walk = _Walk(_computations(text), turns, int(_after(text.split("\n", 1)[0], "num_partitions=") or 1))
   walk.computation(walk.entry, 1.0, ())
   return Costs(walk.flops, walk.hbm, tuple(walk.collectives), tuple(walk.loops))
 
@@ -177,6 +183,8 @@ class _Walk:
         self.computation(called, times, inside, fused or op.code == "fusion")
       elif op.code == "custom-call" and (said := _estimate(op, "flops")) is not None:
         self.flops += times * said
+      elif op.code == "custom-call" and (kind := _splash(op)):
+        self.flops += times * _attention(kind, [ops[name].shapes[0] for name in op.operands])[0]
       elif op.code == "custom-call" and "matmul" in op.text:
         self.flops += times * _matmul(op, [ops[name].shapes[0] for name in op.operands[:2]])
       if not fused:
@@ -200,13 +208,18 @@ class _Walk:
     start = ops.get(loop.operands[0])
     first = (self._constant(ops, [start.operands[place]])
              if start is not None and start.code == "tuple" else None)
-    return max(math.ceil((float(bound.text) - (first or 0.0)) / (step or 1.0)), 0)
+    if not step or first is None:
+      return None
+    return max(math.ceil((float(bound.text) - first) / step), 0)
 
   @staticmethod
   def _constant(ops: dict[str, Op], names: Iterator[str]) -> float | None:
-    for name in names:
-      if name in ops and ops[name].code == "constant" and re.fullmatch(r"-?\d+", ops[name].text):
-        return float(ops[name].text)
+    """The first of them that is a constant, or a copy of one."""
+    for op in map(ops.get, names):
+      while op is not None and op.code in COPIES:
+        op = ops.get(op.operands[0])
+      if op is not None and op.code == "constant" and re.fullmatch(r"-?\d+", op.text):
+        return float(op.text)
     return None
 
   def _branch(self, op: Op, times: float, inside: tuple) -> None:
@@ -272,12 +285,17 @@ class _Walk:
       return 2.0 * far(ops[op.operands[-1 if op.code == "scatter" else 1]].shapes)
     if op.code == "custom-call" and (said := _estimate(op, "bytes_accessed")) is not None:
       return said
+    again = 0.0
+    if op.code == "custom-call" and (kind := _splash(op)):
+      again = _attention(kind, [ops[name].shapes[0] for name in op.operands])[1]
     if op.code == "fusion":
       called = self._all[_after(op.text, "calls=")]
       return _written(called, op) + sum(
           min(read(i), _needed(called, i)) for i in range(len(op.operands)))
-    return far(op.shapes[:1] if op.code.endswith("-start") else op.shapes) + sum(
-        map(read, range(len(op.operands))))
+    out, n = op.shapes, len(op.operands)
+    if op.code.endswith("-start") and len(out) >= 2 * n:  # of operands and results
+      out = out[n:2 * n]
+    return again + far(out) + sum(map(read, range(n)))
 
 
 def _name(op: Op) -> str:
@@ -290,6 +308,26 @@ def _estimate(op: Op, what: str) -> float | None:
   """What a kernel says of itself: a ragged_dot on TPUs, for one, which is no product to XLA."""
   found = re.search(rf'"cost_estimate":\{{[^}}]*"{what}":"(\d+)"', op.text)
   return float(found[1]) if found else None
+
+
+def _splash(op: Op) -> str:
+  """Which of JAX's attention kernels for TPUs a custom call is, a key of SPLASH; "" if none."""
+  found = re.match(r"splash_mha_(fwd|dq|dkv)_", op.name)
+  return found[1] if found else ""
+
+
+def _attention(kind: str, sides: list[Shape]) -> tuple[float, float]:
+  """FLOPs of a causal attention kernel, and bytes that it reads more than once.
+
+  Pairs of blocks that the causal mask empties are skipped. Each block of one side (queries; of
+  `dkv` keys) reads those of the other side's two arrays that it meets.
+
+  Args:
+    sides: the operands; which block comes next [1, n, n], ..., queries [..., heads, length, dim].
+  """
+  n, queries = sides[0].dims[-1], sides[2]
+  flops = 2.0 * math.prod(queries.dims) * queries.dims[-2] * (n + 1) / (2 * n)
+  return SPLASH[kind] * flops, queries.bytes * (n + 1)
 
 
 def _needed(ops: dict[str, Op], i: int) -> float:

@@ -10,7 +10,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from opd_jax.models import layers, transformer
+from opd_jax.models import attention, layers, transformer
 from opd_jax.models.configs import ModelConfig
 from opd_jax.models.layers import KVCache
 from opd_jax.sharding import constrain
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, cache, index, mask):
-    """x [B,S,D], cache LayerCache or None, mask bool[B,S,C] -> ([B,S,D], cache)."""
+    """x [B,S,D], cache LayerCache or None, mask Mask -> ([B,S,D], cache)."""
     c, dim = self.config, self.config.embed_dim
 
     def project(name):
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
     q, k, v = project("query"), project("key"), project("value")
     if cache is None:
-      y = layers.attend(q, k, v, mask)
+      y = attention.attend(q, k, v, mask)
     else:
       y, cache = layers.attend_cached(q, k, v, cache, index, mask)
     out = layers.weight(self, "out", (c.num_heads, c.head_dim, dim),
@@ -126,7 +126,8 @@ class GPT2(nn.Module):
     x += jnp.take(self.positions, positions, axis=0).astype(self.dtype)
     x = constrain(x, "batch", "length", "act_embed")
     index, kv, seen = layers.slots(cache, segment_ids)
-    mask = layers.attention_mask(segment_ids, seen, index, self.config.sliding_window)
+    mask = attention.mask(segment_ids, seen, index, self.config.sliding_window,
+                          cache is not None)
     x, kv = self.blocks(x, kv, index, None, mask)
     if cache is not None:
       cache = KVCache(kv, seen, index + tokens.shape[1])

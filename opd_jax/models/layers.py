@@ -11,14 +11,10 @@ from jax import Array
 import jax.numpy as jnp
 
 from opd_jax import sharding
-from opd_jax.models import rope
+from opd_jax.models import attention, rope
+from opd_jax.models.attention import Mask
 from opd_jax.models.configs import ModelConfig
 from opd_jax.sharding import constrain
-
-
-# Attention scores that exist at a time on a device: 512 MiB in float32. The longest of our training
-# runs on CPUs stay below, so that nothing changes for them.
-SCORES = 2**27
 
 
 class LayerCache(NamedTuple):
@@ -151,80 +147,6 @@ def slots(cache: KVCache | None, segment_ids: Array) -> tuple[Array, Any, Array]
   return cache.index, cache.layers, seen
 
 
-def attention_mask(queries: Array, keys: Array, index: Array, window: int | None) -> Array:
-  """Which keys each query sees.
-
-  Args:
-    queries: i32[B, S], segment ids of the tokens of this call; 0 is padding.
-    keys: i32[B, C], segment ids of all slots.
-    index: i32[], slot of the first query.
-    window: how many slots back a query sees, its own included; None for all.
-  Returns: bool[B, S, C]: same non-zero segment, not later, not before the window. Every query
-    sees its own slot: a padding query would otherwise see nothing, and a softmax over nothing
-    is NaN.
-  """
-  query_slot = index + jnp.arange(queries.shape[1])[:, None]
-  key_slot = jnp.arange(keys.shape[1])
-  same = (queries[:, :, None] == keys[:, None, :]) & (keys[:, None, :] != 0)
-  seen = key_slot <= query_slot
-  if window is not None and window < keys.shape[1]:
-    seen &= key_slot > query_slot - window
-  return (same & seen) | (key_slot == query_slot)
-
-
-def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
-  """softmax(q k / sqrt(head_dim)) v, by cuDNN's flash attention where that exists.
-
-  Elsewhere scores of a block of queries exist at a time (`attend_in_blocks`).
-
-  Args:
-    q: [B, S, H, head_dim].
-    k, v: [B, C, K, head_dim], K divides H.
-    mask: bool[B, S, C].
-  Returns: [B, S, H, head_dim].
-  """
-  length, dim = q.shape[1], q.shape[3]
-  flash = (sharding.platform() == "gpu" and q.dtype == jnp.bfloat16 and length > 1
-           and dim % 8 == 0 and dim <= 128)
-  if not flash:
-    return attend_in_blocks(q, k, v, mask)
-  # cuDNN's backward pass wants even lengths; a scorer's S + T - 1 tokens seldom are.
-  even = lambda x, *axes: jnp.pad(
-      x, [(0, size % 2 if axis in axes else 0) for axis, size in enumerate(x.shape)])
-  y = jax.nn.dot_product_attention(even(q, 1), even(k, 1), even(v, 1),
-                                   mask=even(mask, 1, 2)[:, None], implementation="cudnn")
-  return y[:, :length]
-
-
-def attend_in_blocks(q: Array, k: Array, v: Array, mask: Array) -> Array:
-  """`attend` by plain products, for as many queries at a time as `SCORES` allows.
-
-  A query's softmax does not know of other queries, so blocks change memory and nothing else. The
-  backward pass makes a block's scores anew.
-  """
-  plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
-  rows, length, heads, _ = q.shape
-  own = (rows // sharding.shards("batch", rows)) * (heads // sharding.shards("heads", heads))
-  block = max(SCORES // (own * k.shape[1]), 1)
-  if block >= length:
-    return plain(q, k, v, mask=mask[:, None])
-  count = -(-length // block)
-  block = -(-length // count)  # of nearly equal size
-  short = [(0, count * block - length)]
-
-  def cut(x):  # [B, S, ...] -> [count, B, block, ...]
-    x = jnp.pad(x, [(0, 0)] + short + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(rows, count, block, *x.shape[2:]).swapaxes(0, 1)
-
-  @jax.checkpoint
-  def one(x):
-    q, mask = x
-    return plain(q, k, v, mask=mask[:, None])
-
-  y = jax.lax.map(one, (cut(q), cut(mask)))
-  return y.swapaxes(0, 1).reshape(rows, count * block, *q.shape[2:])[:, :length]
-
-
 def quantize(x: Array) -> tuple[Array, Array]:
   """[..., head_dim] -> int8 of the same shape and f32[...] scales, so that x = int8 * scale."""
   x = x.astype(jnp.float32)
@@ -255,7 +177,7 @@ def apart(compute: Callable[[Any], Any], x: Any, some: Array) -> Any:
 
 
 def attend_cached(q: Array, k: Array, v: Array, cache: LayerCache, index: Array,
-                  mask: Array) -> tuple[Array, LayerCache]:
+                  mask: Mask) -> tuple[Array, LayerCache]:
   """Writes k and v at slot `index` of the cache, then attends over all of its slots.
 
   Args:
@@ -263,7 +185,7 @@ def attend_cached(q: Array, k: Array, v: Array, cache: LayerCache, index: Array,
     k, v: [B, S, K, head_dim], K divides H.
     cache: of C slots.
     index: i32[], slot of the first of the S tokens.
-    mask: bool[B, S, C].
+    mask: of all slots.
   Returns: [B, S, H, head_dim] and the cache.
   """
   new = stored(k.swapaxes(1, 2), v.swapaxes(1, 2), cache.keys.dtype)
@@ -277,9 +199,9 @@ def attend_cached(q: Array, k: Array, v: Array, cache: LayerCache, index: Array,
     cache = apart(functools.partial(write, index), cache, index)
   if q.shape[1] > 1:
     whole = lambda x, scale: (x if scale is None else x * scale[..., None]).astype(q.dtype)
-    return attend(q, whole(cache.keys, cache.key_scale).swapaxes(1, 2),
+    return attention.attend(q, whole(cache.keys, cache.key_scale).swapaxes(1, 2),
                   whole(cache.values, cache.value_scale).swapaxes(1, 2), mask), cache
-  return _attend_one(q, cache, mask), cache
+  return _attend_one(q, cache, mask.seen), cache
 
 
 def _attend_one(q: Array, cache: LayerCache, mask: Array) -> Array:
@@ -312,7 +234,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, cache, index, angles, mask):
-    """x [B,S,D], cache LayerCache or None, mask bool[B,S,C] -> ([B,S,D], cache)."""
+    """x [B,S,D], cache LayerCache or None, mask Mask -> ([B,S,D], cache)."""
     c, dim = self.config, self.config.embed_dim
 
     def project(name, heads, axis):
@@ -331,7 +253,7 @@ class Attention(nn.Module):
       k = RMSNorm(c.norm_eps, name="key_norm")(k)
     q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
     if cache is None:
-      y = attend(q, k, v, mask)
+      y = attention.attend(q, k, v, mask)
     else:
       y, cache = attend_cached(q, k, v, cache, index, mask)
     out = weight(self, "out", (c.num_heads, c.head_dim, dim), ("heads", "head_dim", "embed"),

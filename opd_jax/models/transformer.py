@@ -11,7 +11,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from opd_jax.models import layers, moe, rope
+from opd_jax.models import attention, layers, moe, rope
 from opd_jax.models.configs import ModelConfig
 from opd_jax.models.layers import KVCache
 from opd_jax.sharding import constrain
@@ -125,7 +125,8 @@ class Transformer(nn.Module):
     x = constrain(x, "batch", "length", "act_embed")
     index, kv, seen = layers.slots(cache, segment_ids)
     angles = self._angles(positions, length or seen.shape[1], index)
-    mask = layers.attention_mask(segment_ids, seen, index, self.config.sliding_window)
+    mask = attention.mask(segment_ids, seen, index, self.config.sliding_window,
+                          cache is not None)
     x, kv = self.blocks(x, kv, index, angles, mask)
     if cache is not None:
       cache = KVCache(kv, seen, index + tokens.shape[1])

@@ -31,6 +31,7 @@ from opd_jax.rollouts.slots import Rows, Settings
 
 NARROWEST = 128  # columns of the smallest cache: below, attention costs next to nothing
 FEWEST = 8       # slots that are never made fewer: below, a step reads weights and little else
+TILE = 16        # divides a cache's columns: of another number, a TPU keeps a second, padded cache
 
 KV_DTYPES = ("", "float32", "bfloat16", "int8")
 
@@ -198,7 +199,7 @@ def extent(settings: Settings, total: int, width: int) -> tuple[int, int, int]:
   columns = width + settings.max_response - 1  # of a row but its last token, not read again
   # Rows that all began together are never wider than that; others take turns at being longest.
   widest = columns if total <= count else columns + settings.chunk
-  return count, settings.length or columns, widest
+  return count, settings.length or columns, -(-widest // TILE) * TILE
 
 
 def fewer(live: int, count: int) -> int:

@@ -24,6 +24,36 @@ ENTRY %main (q: f32[8,2047,128]) -> f32[8] {{
 SCORES = dict(left="2047,8,2,128", right="2047,8,128,1", out="8,2047,2,2047",
               how="window={size=8x1 stride=7x1 lhs_dilate=8x1}, dim_labels=b01f_o0i1->0b1f")
 
+# A loop from `start` to 6 in steps of 2.
+COUNTED = """HloModule m
+
+%body (b: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {{
+  %b = (s32[], f32[4,4]{{1,0}}) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %x = f32[4,4]{{1,0}} get-tuple-element(%b), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %y = f32[4,4]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %out = (s32[], f32[4,4]{{1,0}}) tuple(%next, %y)
+}}
+
+%condition (c: (s32[], f32[4,4])) -> pred[] {{
+  %c = (s32[], f32[4,4]{{1,0}}) parameter(0)
+  %now = s32[] get-tuple-element(%c), index=0
+  %end = s32[] constant(6)
+  ROOT %less = pred[] compare(%now, %end), direction=LT
+}}
+
+ENTRY %main (told: s32[], x: f32[4,4]) -> (s32[], f32[4,4]) {{
+  %told = s32[] parameter(0)
+  %m = f32[4,4]{{1,0}} parameter(1)
+  %zero = s32[] constant(0)
+  %copied = s32[] copy(%zero)
+  %first = (s32[], f32[4,4]{{1,0}}) tuple({start}, %m)
+  ROOT %loop = (s32[], f32[4,4]{{1,0}}) while(%first), condition=%condition, body=%body
+}}
+"""
+
 SCRIPT = """
 import json
 import jax, jax.numpy as jnp
@@ -81,6 +111,12 @@ class HloTest(parameterized.TestCase):
     self.assertEqual(found.flops, 11 * 2 * 32**3)
     self.assertEqual([turns for _, turns in found.loops], [None])
 
+  @parameterized.parameters(("%copied", 3), ("%zero", 3), ("%told", None))
+  def test_a_loop_counts_from_a_constant_or_its_turns_are_not_known(self, start, turns):
+    found = hlo.costs(COUNTED.format(start=start))
+    self.assertEqual(found.loops, (("loop", turns),))
+    self.assertEqual(found.flops, (turns or 1) * 2 * 4**3)
+
   def test_of_a_choice_the_dearest_branch_counts(self):
     def f(x, some):
       return jax.lax.cond(some > 0, lambda x: x @ x, lambda x: x, x)
@@ -101,6 +137,23 @@ class HloTest(parameterized.TestCase):
     text = TPU.format(left="8,4", right="4,4", out="8,4", how=how)
     found = hlo.costs(text.replace("convolution(", "custom-call("))
     self.assertEqual((found.flops, found.hbm), (25769803776.0, 7.0))
+
+  @parameterized.parameters(("fwd", 2), ("dq", 3), ("dkv", 4))
+  def test_an_attention_kernel_costs_the_blocks_that_it_visits(self, kind, products):
+    text = f"""HloModule m
+
+ENTRY %main (n: s8[1,4,4]) -> bf16[6,512,64] {{
+  %n = s8[1,4,4]{{2,1,0}} parameter(0)
+  %m = s8[1,4,4]{{2,1,0}} parameter(1)
+  %q = bf16[6,512,64]{{2,1,0}} parameter(2)
+  ROOT %splash_mha_{kind}_segmented.1 = bf16[6,512,64]{{2,1,0}} custom-call(%n, %m, %q)
+}}
+"""
+    found, size = hlo.costs(text), 6 * 512 * 64
+    visited = sum(1 for i in range(4) for j in range(4) if j <= i)
+    self.assertEqual(found.flops, products * 2 * visited * 6 * 128 * 128 * 64)
+    read_again = visited * 2 * size * 2 / 4  # a pair of bfloat16 blocks, each a quarter
+    self.assertEqual(found.hbm, 2 * 16 + 2 * (2 * size) + read_again)
 
   @parameterized.parameters((7, 5, 3, 2, 1, 2, 1), (4, 4, 4, 3, 0, 4, 1), (9, 3, 6, 1, 2, 1, 2))
   def test_positions_of_a_window_are_those_that_meet_an_input(self, size, kernel, out, stride, low,

@@ -1,6 +1,7 @@
 """A small run is compiled for a TPU pod that is not there."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -10,12 +11,48 @@ import unittest
 
 from absl.testing import absltest
 
+# Attention and its gradients on 2 x 2 chips, each with one row of 1024 and half of the heads.
+ATTENTION = """
+import json
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from opd_jax import sharding
+from opd_jax.aot import chips, hlo
+from opd_jax.models import attention
+mesh = sharding.make_mesh(2, 2, chips.devices("v5e:2x2")[0])
+put = lambda dtype, spec, *dims: jax.ShapeDtypeStruct(
+    dims, dtype, sharding=NamedSharding(mesh, P(*spec)))
+heads = lambda count: put(jnp.bfloat16, ("data", None, "model", None), 2, 1024, count, 64)
+ids = put(jnp.int32, ("data", None), 2, 1024)
+
+def loss(q, k, v, ids):
+  mask = attention.mask(ids, ids, jnp.int32(0), None, cached=False)
+  return jnp.sum(attention.attend(q, k, v, mask).astype(jnp.float32))
+
+with jax.set_mesh(mesh):
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+  text = gradient.trace(heads(8), heads(4), heads(4), ids).lower().compile().as_text()
+costs = hlo.costs(text)
+print(json.dumps([costs.flops, costs.hbm, len(costs.collectives), text.count("1024,1024]")]))
+"""
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @unittest.skipUnless(importlib.util.find_spec("libtpu"),
                      "no libtpu here: pip install --constraint constraints.txt '.[tpu]'")
 class TpuTest(absltest.TestCase):
+
+  def test_attention_is_a_kernel_that_keeps_its_scores_to_itself(self):
+    child = subprocess.run(
+        [sys.executable, "-c", ATTENTION], capture_output=True, text=True, cwd=ROOT, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1",
+                          "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
+    self.assertEqual(child.returncode, 0, child.stderr[-4000:])
+    flops, moved, collectives, scores = json.loads(child.stdout.splitlines()[-1])
+    # Forward 2 products, of the queries' gradients 3, of keys' and values' 4; of 2 x 2 blocks 3.
+    self.assertEqual(flops, (2 + 3 + 4) * 2 * 4 * 1024**2 * 64 * 3 / 4)
+    self.assertEqual((collectives, scores), (0, 0))
+    self.assertLess(moved, 4 * 1024**2 * 4 * 2)  # float32 scores, written and read once
 
   def test_a_small_run_is_reported_for_four_chips(self):
     child = subprocess.run(

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import keys
+from opd_jax import keys, sharding
+from opd_jax.models import attention
 from opd_jax.models import build
 from opd_jax.models import configs
 from opd_jax.models import layers
@@ -37,7 +38,7 @@ class TransformerTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     keys_of, index = rng.integers(0, 3, (2, 9)), 4
     queries = keys_of[:, index:index + 3]
-    got = layers.attention_mask(jnp.array(queries), jnp.array(keys_of), jnp.array(index), window)
+    got = attention.seen(jnp.array(queries), jnp.array(keys_of), jnp.array(index), window)
     for b in range(2):
       for s in range(3):
         for c in range(9):
@@ -52,7 +53,7 @@ class TransformerTest(parameterized.TestCase):
     array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
     q, k, v = array(2, s, 4, dim), array(2, c, 2, dim), array(2, c, 2, dim)
     mask = jnp.asarray(rng.random((2, s, c)) < 0.5).at[:, :, 0].set(True)
-    want = layers.attend(q, k, v, mask)
+    want = attention.attend(q, k, v, attention.Mask(mask))
     asked = []
     xla = jax.nn.dot_product_attention
 
@@ -62,7 +63,7 @@ class TransformerTest(parameterized.TestCase):
 
     with mock.patch.object(jax, "default_backend", return_value="gpu"), \
         mock.patch.object(jax.nn, "dot_product_attention", stand_in):
-      got = layers.attend(q, k, v, mask)
+      got = attention.attend(q, k, v, attention.Mask(mask))
     fits = s == 9
     self.assertEqual(asked, [("cudnn", 10, 12, (2, 1, 10, 12)) if fits else
                              ("xla", s, c, (2, 1, s, c))])
@@ -77,14 +78,49 @@ class TransformerTest(parameterized.TestCase):
     weight = array(2, 11, 4, 8)
 
     def run():
-      return jax.value_and_grad(lambda x: jnp.vdot(layers.attend(*x, mask), weight))((q, k, v))
+      return jax.value_and_grad(lambda x: jnp.vdot(
+          attention.attend(*x, attention.Mask(mask)), weight))((q, k, v))
 
     want = run()
-    with mock.patch.object(layers, "SCORES", 2 * 4 * 13 * block), \
+    with mock.patch.object(attention, "SCORES", 2 * 4 * 13 * block), \
         mock.patch.object(jax.lax, "map", wraps=jax.lax.map) as mapped:
       got = run()
     self.assertEqual(mapped.called, block < 11)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, want)
+
+  @parameterized.parameters((90, 128), (200, 64))
+  def test_the_kernel_of_tpus_is_the_same_and_so_is_its_gradient(self, length, dim):
+    rng = np.random.default_rng(0)
+    array = lambda heads: jnp.asarray(rng.normal(size=(3, length, heads, dim)), jnp.float32)
+    q, k, v, weight = array(4), array(2), array(2), array(4)
+    segments = jnp.asarray(np.repeat([[0, 1, 2], [1, 1, 1], [0, 3, 0]], length // 3 + 1, axis=1)
+                           [:, :length])
+    weight *= (segments > 0)[:, :, None, None]  # padding may differ
+    mask = attention.seen(segments, segments, jnp.int32(0), None)
+
+    def run(attend, how):
+      return jax.value_and_grad(lambda x: jnp.vdot(attend(*x, how), weight))((q, k, v))
+
+    want = run(attention.in_blocks, mask)
+    with mock.patch.object(attention, "BLOCK", 128), jax.set_mesh(sharding.make_mesh(1, 1)):
+      got = jax.jit(lambda: run(functools.partial(attention.splash, interpret=True), segments))()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), got, want)
+
+  def test_the_kernel_of_tpus_is_asked_for_where_it_fits(self):
+    asked = []
+
+    def call(dtype, cached, window, dim=64):
+      q, ids = jnp.zeros((1, 6, 2, dim), dtype), jnp.ones((1, 6), jnp.int32)
+      with mock.patch.object(jax, "default_backend", return_value="tpu"), \
+          mock.patch.object(attention, "splash", lambda q, *_: asked.append(1) or q):
+        attention.attend(q, q, q, attention.mask(ids, ids, jnp.int32(0), window, cached))
+      return bool(asked) and asked.pop() == 1
+
+    self.assertTrue(call(jnp.bfloat16, False, None))
+    self.assertTrue(call(jnp.bfloat16, False, 6))
+    for other in ((jnp.float32, False, None), (jnp.bfloat16, True, None),
+                  (jnp.bfloat16, False, 5), (jnp.bfloat16, False, None, 96)):
+      self.assertFalse(call(*other))
 
   @parameterized.named_parameters(("qwen3", TINY), ("phi3_window", PHI), ("gpt2", GPT2),
                                   ("qwen3_moe", MOE))
