@@ -8,16 +8,14 @@
 a and b are what any evaluation left in its workdir, or files of rows such as
 runs/strong_samples/rows.jsonl, to the same prompts. Each pair is shown once, in an order drawn from
 the seed; every judgement is a line of judgements.jsonl, and the same command goes on where it was
-stopped. Shown are the win rate,
-the length-controlled win rate, how often the response shown first was preferred, and what could not
-be read. The key of an endpoint is read from the environment variable OPENAI_API_KEY
-(endpoint.key_variable names another, or '' for none) and written nowhere.
+stopped. Shown are the win rate, the length-controlled win rate, how often the response shown first
+was preferred, and what could not be read. The key of an endpoint is read from the environment
+variable OPENAI_API_KEY (endpoint.key_variable names another, or '' for none) and written nowhere.
 
 Forms: full (the default), a local model judges: the tiny teacher, 128 responses of the tiny student
 against the data's own, on CPU, which shows how it runs and no more: no tiny model has learned to
-judge. Name another by --config.judge.source=hf:FOLDER, with --config.context.budget
-as long as its requests. endpoint, a model behind a chat-completions URL judges; smoke, for the
-tests.
+judge. Name another by --config.judge.source=hf:FOLDER, with --config.context.budget as long as its
+requests. endpoint, a model behind a chat-completions URL judges; smoke, for the tests.
 """
 
 import pathlib
