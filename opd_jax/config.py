@@ -6,6 +6,7 @@ Code reads `config.x`; a default exists here or nowhere.
 
 from collections.abc import Callable, Mapping
 import difflib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -327,6 +328,36 @@ def teacher_signal(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def judged(**changes: Any) -> ConfigDict:
+  """Config of the comparison of two sets of responses by a judge (pipelines/judged.py)."""
+  return _changed(dict(
+      **_common(),
+      pipeline="judged",
+      # Whose wins are counted, and whose losses. `source` is the workdir of a run that evaluates or
+      # a file of rows; a's "": `student` is evaluated first; b's "": what a's data bring.
+      # `evaluation` is of that run, such as "step_000200"; "": its only one.
+      a=ConfigDict(dict(source="", evaluation="")),
+      b=ConfigDict(dict(source="", evaluation="")),
+      teacher=_policy(""),           # of that first evaluation
+      prompts=0,                     # the first of those that both sides have; 0: all
+      rubric="",                     # file with {question}, {first} and {second}
+      judge=_policy(""),             # a model of ours, or "":
+      endpoint=ConfigDict(dict(
+          url="",                    # of chat completions, whole; "": no endpoint
+          model="",                  # its name there
+          settings=ConfigDict(dict(temperature=0.0, max_tokens=16)),  # sent as they are
+          key_variable="OPENAI_API_KEY",  # in the environment; "": the endpoint wants no key
+          timeout_s=120.0,           # of a request
+          retries=6,                 # of one that failed for now, after 1 s, 2 s, 4 s ...
+          at_once=4,                 # requests under way together
+      )),
+      context=ConfigDict(dict(
+          budget=400,                # tokens of a request to `judge`; a longer one is not judged
+          buckets=(),                # lengths that requests are padded to; (): only the budget
+      )),
+  ), changes)
+
+
 def claims(**changes: Any) -> ConfigDict:
   """Config of the measurement of a paper's claims (pipelines/claims.py)."""
   return _changed(dict(
@@ -446,7 +477,7 @@ def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:
     old = config[key]
     if isinstance(old, ConfigDict) and not isinstance(value, Mapping):
       raise ValueError(f"{path}.{key} is a section; wanted a dict, found {value!r}")
-    elif key in ("builder_kw", "eval_builder_kw"):
+    elif key in ("builder_kw", "eval_builder_kw", "settings"):
       config[key] = ConfigDict(value)
     elif isinstance(old, ConfigDict) and key in NAMED:
       for name, section in value.items():
@@ -469,7 +500,8 @@ POSITIVE = (
     "rollout.max_response", "rollout.decode_chunk", "eval.prompts", "eval.samples", "eval.batch",
     "verifier.workers", "checkpoint.every", "checkpoint.keep_last", "loss.micro_batches",
     "batch.tokens", "batch.chunk", "loss.updates_per_batch", "loss.iw_opd.max_weight", "workers",
-    "continuations", "context.budget", "triples", "critique.max_response", "shots.number")
+    "continuations", "context.budget", "triples", "critique.max_response", "shots.number",
+    "endpoint.at_once")
 NOT_NEGATIVE = (
     "seed", "rollout.temperature", "rollout.top_k", "rollout.slots", "eval.every",
     "eval.temperature", "eval.top_k", "eval.seed", "checkpoint.keep_best", "loss.top_k",
@@ -480,7 +512,8 @@ NOT_NEGATIVE = (
     "after.drop_layers_every", "after.alpha", "context.tokens", "context.summary",
     "questions", "updates", "skip", "prompts",
     "critique.temperature", "critique.top_k", "refine.temperature", "refine.top_k",
-    "critic.drop_layers_every", "critic.alpha", "judge.drop_layers_every", "judge.alpha")
+    "critic.drop_layers_every", "critic.alpha", "judge.drop_layers_every", "judge.alpha",
+    "endpoint.retries")
 WHOLE_NUMBERS = ("rollout.prompt_buckets", "rollout.response_buckets", "eval.ks", "batch.buckets",
                  "context.buckets")
 SHARES = ("cuts", "parts")
@@ -503,6 +536,9 @@ def validate(config: ConfigDict) -> None:
   for key in ("ema.rate", "loss.clipped.low"):
     _check(config, key, lambda x: 0 <= x < 1, "at least 0 and less than 1")
   _check(config, "loss.clipped.dual", lambda x: x == 0 or x > 1, "above 1, or 0 for no bound")
+  _check(config, "endpoint.timeout_s", lambda x: x > 0, "above 0")
+  if "endpoint" in config:
+    _check_endpoint(config.endpoint)
   for key in WHOLE_NUMBERS:
     _check(config, key, lambda x: all(type(item) is int and item >= 1 for item in x),
            "whole numbers, each at least 1")
@@ -581,6 +617,16 @@ def _check_best_of(section: ConfigDict, known: list[str], where: str) -> None:
         f"{', '.join(known)} (or set checkpoint.keep_best=0)")
   if section.best_mode not in ("max", "min"):
     raise ValueError(f"checkpoint.best_mode is {section.best_mode!r}; it must be 'max' or 'min'")
+
+
+def _check_endpoint(section: ConfigDict) -> None:
+  # Before config.json is written, which must hold no key; so these messages show nothing either.
+  if section.key_variable and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", section.key_variable):
+    raise ValueError("endpoint.key_variable is not the name of an environment variable; keys come "
+                     "from the environment only: put the key in one, and its name here")
+  if "@" in section.url.partition("://")[2].partition("/")[0]:
+    raise ValueError("endpoint.url names a user; keys come from the environment only: put the key "
+                     "in a variable, and its name in endpoint.key_variable")
 
 
 def _check_sampling(config: ConfigDict) -> None:

@@ -26,7 +26,7 @@ from opd_jax.pipelines import pick
 # total_steps bends a schedule that runs to zero, and another mesh rounds differently.
 RESUMABLE = ("total_steps", "log_every", "writers", "export", "checkpoint", "eval.every", "eval.at",
              "mesh", "data.cache", "verifier.workers", "verifier.allow_unsafe_code",
-             "teacher_memory")
+             "teacher_memory", "endpoint.timeout_s", "endpoint.retries", "endpoint.at_once")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run leaves behind.")

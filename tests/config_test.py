@@ -63,7 +63,7 @@ class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(configs.on_policy, configs.offline, configs.evaluate,
                             configs.context_use, configs.claims, configs.position_bias,
-                            configs.critique_refine)
+                            configs.critique_refine, configs.judged)
   def test_defaults_are_valid(self, make):
     configs.validate(make())
 

@@ -1,9 +1,10 @@
-"""A judge: a model that answers a rubric with yes or no, by which of them it finds likelier.
+"""A judge: a model that answers a rubric with one of a few words, by which it finds likelier.
 
-It is shown the question, the answer and the critique, never what would be right.
+OPCD's says yes or no to a critique: it is shown the question, the answer and the critique, never
+what would be right. That of pipelines/judged.py chooses between two responses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import pathlib
 import re
@@ -32,64 +33,85 @@ class Case(NamedTuple):
   critique: str
 
 
-# (params, cases) -> (log p(yes), log p(no)) each, nats; None for a case that is too long.
-Judge = Callable[[Any, Sequence[Case]], list[tuple[float, float] | None]]
+# (params, requests) -> the words' log-probabilities each, nats; None for one that is too long.
+Ask = Callable[[Any, Sequence[chat.Messages]], list[tuple[float, ...] | None]]
+# (params, cases) -> (log p(yes), log p(no)) each.
+Judge = Callable[[Any, Sequence[Case]], list[tuple[float, ...] | None]]
 
 
-def read_rubric(path: str) -> str:
+def read_rubric(path: str, placeholders: Sequence[str] = PLACEHOLDERS) -> str:
   """The text of a rubric. Raises: ValueError if it cannot be read or lacks a placeholder."""
   try:
     text = pathlib.Path(path).read_text()
   except OSError as error:
     raise ValueError(f"rubric is {path!r}, which cannot be read: {error.strerror}") from error
-  missing = [f"{{{name}}}" for name in PLACEHOLDERS if f"{{{name}}}" not in text]
+  missing = [f"{{{name}}}" for name in placeholders if f"{{{name}}}" not in text]
   if missing:
     raise ValueError(f"the rubric {path} lacks {', '.join(missing)}; it must hold "
-                     + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS))
+                     + ", ".join(f"{{{name}}}" for name in placeholders))
   return text
 
 
 def write(rubric: str, case: Case) -> chat.Messages:
-  """The request: the rubric with the case in its placeholders, after the same system turn."""
-  shown = dict(question=case.messages[-1]["content"], answer=case.answer, critique=case.critique)
-  # At once: a placeholder in a critique is text.
-  text = re.sub(r"\{(question|answer|critique)\}", lambda match: shown[match[1]], rubric)
-  return [*(x for x in case.messages if x["role"] == "system"), {"role": "user", "content": text}]
+  """The request about a case."""
+  return fill(rubric, case.messages, dict(answer=case.answer, critique=case.critique))
+
+
+def fill(rubric: str, messages: chat.Messages, shown: Mapping[str, str]) -> chat.Messages:
+  """A request: the rubric with texts in its placeholders, after the conversation's system turn.
+
+  Args:
+    rubric: from `read_rubric`.
+    messages: the conversation whose last turn is the {question}.
+    shown: the other placeholders -> their texts.
+  """
+  shown = dict(question=messages[-1]["content"], **shown)
+  # At once: a placeholder in one of the texts is text.
+  text = re.sub(rf"\{{({'|'.join(shown)})\}}", lambda match: shown[match[1]], rubric)
+  return [*(x for x in messages if x["role"] == "system"), {"role": "user", "content": text}]
 
 
 def make(policy: policies.Policy, rubric: str, widths: Sequence[int], rows: int,
          mesh: Mesh) -> Judge:
-  """The judge that a model makes with a rubric.
+  """The judge that a model makes with a rubric; arguments as of `choose`."""
+  ask = choose(policy, WORDS, widths, rows, mesh)
+  return lambda params, cases: ask(params, [write(rubric, case) for case in cases])
 
-  Where "yes" and "no" are several tokens each, their log-probabilities are summed: a word of
-  more tokens is then at a disadvantage, the same for all cases.
+
+def choose(policy: policies.Policy, words: Sequence[str], widths: Sequence[int], rows: int,
+           mesh: Mesh) -> Ask:
+  """A model as a function from requests to how likely it finds each of some words as the reply.
+
+  Where words are several tokens each, their log-probabilities are summed: a word of more tokens is
+  then at a disadvantage, the same for all requests.
 
   Args:
     policy: whose model and tokenizer are used; its parameters are given at each call.
-    rubric: from `read_rubric`.
+    words: the replies.
     widths: lengths that requests are padded to; longer ones are not judged.
-    rows: cases at a time.
+    rows: requests at a time.
     mesh: rows are spread over its `data` axis.
   """
   tokenizer, spread = policy.tokenizer, sharding.of_batch(mesh)
-  words = [tokenizer.encode(word) for word in WORDS]
+  replies = [tokenizer.encode(word) for word in words]
   score = jax.jit(functools.partial(word_logprobs, policy.model))
 
-  def judge(params: Any, cases: Sequence[Case]) -> list[tuple[float, float] | None]:
-    requests = [tokenizer.encode_chat(write(rubric, case)) for case in cases]
-    found: list[tuple[float, float] | None] = [None] * len(cases)
-    fits = [i for i, ids in enumerate(requests) if len(ids) <= max(widths)]
+  def ask(params: Any, requests: Sequence[chat.Messages]) -> list[tuple[float, ...] | None]:
+    encoded = [tokenizer.encode_chat(messages) for messages in requests]
+    found: list[tuple[float, ...] | None] = [None] * len(encoded)
+    fits = [i for i, ids in enumerate(encoded) if len(ids) <= max(widths)]
     for start in range(0, len(fits), rows):
       here = fits[start:start + rows]
       filled = here + here[-1:] * (rows - len(here))  # one shape for all
-      prompts = batches.prompts([requests[i] for i in filled], len(WORDS), widths, tokenizer.pad_id)
-      batch = batches.answered(prompts, words * rows, (max(map(len, words)),), tokenizer.pad_id)
-      both = np.asarray(score(params, jax.device_put(batch, spread))).reshape(rows, len(WORDS))
-      for i, pair in zip(here, both.tolist()):
-        found[i] = tuple(pair)
+      prompts = batches.prompts([encoded[i] for i in filled], len(words), widths, tokenizer.pad_id)
+      batch = batches.answered(prompts, replies * rows, (max(map(len, replies)),),
+                               tokenizer.pad_id)
+      each = np.asarray(score(params, jax.device_put(batch, spread))).reshape(rows, len(words))
+      for i, values in zip(here, each.tolist()):
+        found[i] = tuple(values)
     return found
 
-  return judge
+  return ask
 
 
 def word_logprobs(model: Any, params: Any, batch: batches.Batch) -> jax.Array:

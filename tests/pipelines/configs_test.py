@@ -40,7 +40,8 @@ class SmokeTest(parameterized.TestCase):
     if config.pipeline == "responses":
       self.assertContainsSubset({"rows.jsonl", "responses.jsonl", "metrics.jsonl"}, left)
       return
-    if config.pipeline in ("context_use", "position_bias", "teacher_signal", "critique_refine"):
+    if config.pipeline in ("context_use", "position_bias", "teacher_signal", "critique_refine",
+                           "judged"):
       self.assertContainsSubset({f"{config.pipeline}.json"}, left)
       return
     self.assertContainsSubset({"metrics.jsonl", "eval", "tensorboard"}, left)
