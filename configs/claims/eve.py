@@ -57,6 +57,7 @@ AT = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # The points of the sweeps; `eve` is in all of them.
 RATIOS = dict(strong_sft=0.0, ratio_0p25=0.25, ratio_0p5=0.5, eve=1.0, ratio_2=2.0, ratio_4=4.0)
 SCALES = {1: "", 2: "_x2", 4: "_x4"}
+BETAS = dict(dpo_0p01=0.01, dpo=0.05, dpo_0p2=0.2)
 
 
 def notes(kind, train, test=16, **changes):
@@ -196,8 +197,8 @@ def get_config(arg=""):
   methods = dict(
       sft=weighted("labels", 0.0), eve=weighted("samples"),
       refinement=weighted("refined", 0.0),
-      dpo=student("dpo", made("pairs"), rate=3e-4, reference=policy("base"),
-                  loss=dict(dpo=dict(beta=0.05))),
+      **{name: student("dpo", made("pairs"), rate=3e-4, reference=policy("base"),
+                       loss=dict(dpo=dict(beta=beta))) for name, beta in BETAS.items()},
       best=student("sft", made("best"), loss=dict(aggregate="sequence_sum")),  # as of the others
       rl=on_reward("weak_reward"),
       strong_sft=weighted("samples", 0.0),
@@ -247,12 +248,15 @@ def get_config(arg=""):
   def sweep(text, parameter, points, paper):
     """`points`: method -> value."""
     return dict(text=text, paper=paper, parameter=parameter, points=tuple(points.values()),
-                methods=tuple(points), metrics=(mean, "loss/effective_responses")
-                if parameter != "prompts" else (mean, "curve/fall"))
+                methods=tuple(points), metrics=(mean, *{
+                    "beta": ("eval/win_rate", "eval/k3/base"), "prompts": ("curve/fall",)}.get(
+                        parameter, ("loss/effective_responses", "eval/win_rate", "eval/k3/base"))))
 
   sweeps = dict(
       ratio=sweep("beta / lambda: from no weights to nearly one response", "beta / lambda",
                   RATIOS, "best near 1"),
+      beta=sweep("DPO on the weak reward: how far it may go from the base", "beta", BETAS,
+                 "wins are lost as KL grows (over-optimization), and not by EVE"),
       eve_data=sweep("EVE with more prompts", "prompts", {
           f"eve{suffix}": scale * prompts for scale, suffix in SCALES.items()}, "EVE gains"),
       sft_data=sweep("SFT with more prompts", "prompts", {
@@ -269,7 +273,8 @@ def get_config(arg=""):
       seeds={name: tuple(range({"": seeds[name], "once": 1}.get(form, 2))) for name in methods},
       tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3,),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
-                follows={name: "sft" if name.startswith("sft") and "sft" in tuned else "eve"
+                follows={name: next((who for who in ("sft", "dpo") if name.startswith(who)
+                                     and who in tuned), "eve")
                          for name in methods if tuned and name not in tuned}),
       claims=claims, sweeps={name: sweep for name, sweep in sweeps.items()
                              if form == ""})

@@ -53,8 +53,8 @@ def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: Ve
     verify: of the run; it rewards the rival's responses too.
     mesh, workdir: of the run.
     evaluate: samples, and leaves its records in the workdir.
-  Raises: ValueError for guarded data, several processes, a model that is called "student", and
-    prompts to which the rival has no response.
+  Raises: ValueError for guarded data, several processes, a model that is called "student", and a
+    rival that answers other prompts.
   """
   section = config.eval
   if not section.scores and not section.rival.rows:
@@ -186,14 +186,15 @@ def read_alike(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
 
 
 def rival_rewards(path: str, rows: Sequence[dict[str, Any]], verify: Verifier) -> list[float]:
-  """The reward of the rival's response to each row.
+  """The reward of the rival's response to each row; where it did not come to an end, of none.
 
-  Raises: ValueError if it has none to some.
+  Raises: ValueError if it has none to most, as it is of other prompts then.
   """
   known = {row["id"]: row["response"] for row in made.read(path)}
-  if missing := [row["id"] for row in rows if row["id"] not in known]:
+  missing = [row["id"] for row in rows if row["id"] not in known]
+  if 2 * len(missing) > len(rows):
     raise ValueError(f"eval.rival.rows={path!r} has no response to {len(missing)} of the "
                      f"{len(rows)} held-out prompts ({missing[0]!r} is the first); make it of the "
                      "same rows, with as many tokens a response")
-  return [verdict.reward for verdict in verify([known[row["id"]] for row in rows],
+  return [verdict.reward for verdict in verify([known.get(row["id"], "") for row in rows],
                                                [row["answer"] for row in rows])]
