@@ -1,4 +1,4 @@
-"""Posts and their summaries, in the form of Reddit TL;DR: controlled summarization, EVE's section 5.
+"""Posts and their summaries, in the form of Reddit TL;DR: EVE's controlled summarization.
 
 A record has `prompt`, a post that ends in "TL;DR:", and `reference`, its summary by who wrote it.
 The summary is `answer` too; there is no verifier of summaries: a reward model judges them
@@ -43,15 +43,15 @@ def splits(*, kind: str, file: str, test: int, characters: int = 0, seed: int = 
     if not all(isinstance(text, str) and text.strip() for text in texts):
       raise ValueError(f"{path}, line {number}: no text in id, prompt or reference; the row has "
                        f"{sorted(record)}")
-    return dict(id=texts[0], task=f"summaries/{kind}", level=0, answer=texts[2].strip(),
-                messages=json.dumps(chat.question(cut(texts[1], characters))), response="",
-                group="")
+    about = chat.question(cut(texts[1], characters))
+    return dict(id=texts[0], task=f"summaries/{kind}", level=0, messages=json.dumps(about),
+                answer=texts[2].strip(), response="", group="")
 
   def part(name: str) -> Iterator[dict[str, Any]]:
     rows = list(jsonl.by_path(row, file, "", "id")["train"]())
     if not 0 < test < len(rows):
-      raise ValueError(f"data.builder_kw.test is {test}, and {file} has {len(rows)} rows; some must "
-                       "be left in both splits")
+      raise ValueError(f"data.builder_kw.test is {test}, and {file} has {len(rows)} rows; some "
+                       "must be left in both splits")
     rows = rows[:-test] if name == "train" else rows[-test:]
     rng = random.Random(f"{seed}/{name}")
     for i, one in enumerate(rows):
