@@ -63,6 +63,52 @@ def gpt2(folder, seed):
   return model, tokenizer
 
 
+def likelihood(model, tokenizer, messages, text):
+  """log p of a text and its end, by transformers, in the model's own tokens."""
+  before = "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "answer: "
+  prompt = tokenizer.encode(before, add_special_tokens=False)
+  ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
+  with torch.no_grad():
+    logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1:-1]
+  return float(torch.log_softmax(logits, -1)[range(len(ids)), ids].sum())
+
+
+class AskerTest(absltest.TestCase):
+  """The parts, without a run."""
+
+  def test_a_model_is_asked_in_its_own_tokens(self):
+    folder = self.create_tempdir().full_path
+    model, tokenizer = gpt2(folder, 0)
+    config, mesh = configs.offline(student=dict(source=f"hf:{folder}"), batch=BATCH), (
+        sharding.make_mesh(1, 1))
+    policy = policies.load(config.student, config.model, keys.root(0), mesh)
+    messages = [[dict(role="user", content=f"Compute {i}+4 mod 10.")] for i in range(5)]
+    texts = ["3+4=7\n#### 7", "", "12+34=46", "x" * 300, " é 7"]
+    found = sample_scores.asker(config, policy, mesh)(policy.params, messages, texts)
+    self.assertEqual([x is None for x in found], [False, True, False, True, False])
+    for asked, text, one in zip(messages, texts, found):
+      if one is not None:
+        self.assertLen(one, len(policy.tokenizer.encode(text)) + 1)
+        np.testing.assert_allclose(one.sum(), likelihood(model, tokenizer, asked, text), rtol=1e-4)
+
+  def test_means_are_over_the_samples_of_which_all_is_known(self):
+    p = [np.log([0.5, 0.25]), np.log([0.5]), None, np.log([0.1])]
+    q = [np.log([0.25, 0.25]), np.array([-np.inf]), None, np.log([0.2])]
+    records = [dict(texts=["a", "b"], ended=[True, True]), dict(texts=["", "d"], ended=[True] * 2)]
+    rows = [dict(messages="[]")] * 2
+    metrics = sample_scores.score(rows, records, {
+        "student": lambda conversations, texts: p, "q": lambda conversations, texts: q}, ["q"])
+    self.assertEqual(metrics["scored"], 0.5)
+    np.testing.assert_allclose(metrics["logprob/student"], np.mean([np.log(0.125), np.log(0.1)]))
+    k3 = [0.5 - 1 - np.log(0.5), 2.0 - 1 - np.log(2.0)]
+    np.testing.assert_allclose(metrics["k3/q"], np.mean(k3), rtol=1e-5)
+    self.assertEqual([record["logprobs"]["q"][0] is None for record in records], [False, True])
+    none = sample_scores.score(rows[:1], [dict(texts=["a"], ended=[False])],
+                               {"student": lambda conversations, texts: [None]}, [])
+    self.assertEqual(none["scored"], 0.0)
+    self.assertTrue(np.isnan(none["logprob/student"]))
+
+
 class SampleScoresTest(absltest.TestCase):
 
   @classmethod
@@ -93,14 +139,7 @@ class SampleScoresTest(absltest.TestCase):
                               base=dict(source="tiny:student")))), f"{cls.folder}/eve")
 
   def said(self, name, messages, text):
-    """log p of a text and its end, by transformers."""
-    model, tokenizer = self.weak[name]
-    before = "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "answer: "
-    prompt = tokenizer.encode(before, add_special_tokens=False)
-    ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
-    with torch.no_grad():
-      logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1:-1]
-    return float(torch.log_softmax(logits, -1)[range(len(ids)), ids].sum())
+    return likelihood(*self.weak[name], messages, text)
 
   def records(self, name):
     return json.loads(pathlib.Path(self.workdir, "eval", f"{name}.json").read_text())
