@@ -188,13 +188,11 @@ def read_alike(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
 def rival_rewards(path: str, rows: Sequence[dict[str, Any]], verify: Verifier) -> list[float]:
   """The reward of the rival's response to each row; where it did not come to an end, of none.
 
-  Raises: ValueError if it has none to most, as it is of other prompts then.
+  Raises: ValueError if it has none to any of them: it is of other prompts then.
   """
   known = {row["id"]: row["response"] for row in made.read(path)}
-  missing = [row["id"] for row in rows if row["id"] not in known]
-  if 2 * len(missing) > len(rows):
-    raise ValueError(f"eval.rival.rows={path!r} has no response to {len(missing)} of the "
-                     f"{len(rows)} held-out prompts ({missing[0]!r} is the first); make it of the "
-                     "same rows, with as many tokens a response")
+  if not any(row["id"] in known for row in rows):
+    raise ValueError(f"eval.rival.rows={path!r} has no response to any of the {len(rows)} held-out "
+                     f"prompts ({rows[0]['id']!r} is the first); make it of the same rows")
   return [verdict.reward for verdict in verify([known.get(row["id"], "") for row in rows],
                                                [row["answer"] for row in rows])]

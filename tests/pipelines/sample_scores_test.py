@@ -218,7 +218,7 @@ class SampleScoresTest(absltest.TestCase):
     self.assertAlmostEqual(whole["metrics"]["win_rate"], np.mean(wins))
 
   def test_a_rival_of_other_prompts_is_refused(self):
-    with self.assertRaisesRegex(ValueError, "no response to 2 of the 2 held-out prompts"):
+    with self.assertRaisesRegex(ValueError, "no response to any of the 2 held-out prompts"):
       sample_scores.rival_rewards(self.rival, [dict(id="a"), dict(id="b")], None)
 
 
