@@ -12,8 +12,19 @@ the exact reverse KL to a teacher if one is named (--config.teacher.source=tiny:
 asks what configs/gsm8k_smollm2.py:quick asks, of any model. For its full form add
 --config.rollout.max_prompt=256 --config.rollout.max_response=256. Rows of another JSONL
 file: --config.data.builder_kw.train=FILE and .test=FILE.
+
+    EXTRAS=ifeval bash launch/env.sh
+    OPD_JAX_DATA=DIR python -m opd_jax.main --config=configs/eval.py:ifeval --workdir=runs/ifeval \
+      --config.student.source=hf:FOLDER      # or :ifbench
+
+asks for instructions that a program checks (EVE's Figure 7): the share of prompts of which all are
+followed, strictly, by one response a prompt at temperature 1 (loosely:
+--config.verifier.name=instructions_loose). They are the parts of the benchmarks in OPD_JAX_DATA
+(ifeval/half.jsonl, ifbench/half.jsonl), not comparable with published scores, and the longest
+prompts are left out. The tiny models know no English: what they follow is chance.
 """
 
+import os
 import pathlib
 import runpy
 
@@ -21,7 +32,14 @@ from opd_jax import config as configs
 
 
 def get_config(arg=""):
-  form = configs.form(arg, "", "smoke", "gsm8k")
+  form = configs.form(arg, "", "smoke", "gsm8k", "ifeval", "ifbench")
+  if form in ("ifeval", "ifbench"):
+    file = f"{os.environ.get('OPD_JAX_DATA', '.')}/{form}/half.jsonl"
+    return configs.evaluate(
+        student=dict(source="tiny:student"), verifier=dict(name="instructions"),
+        data=dict(builder="instructions", builder_kw=dict(test=file, task=form)),
+        rollout=dict(max_prompt=384, max_response=128),
+        eval=dict(prompts=256 if form == "ifeval" else 96, samples=1, ks=(1,), batch=32))
   if form == "gsm8k":
     file = pathlib.Path(__file__).with_name("gsm8k_smollm2.py")
     run = runpy.run_path(str(file))["get_config"]("quick").to_dict()

@@ -158,6 +158,23 @@ def opcd(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def rewarded(**changes: Any) -> ConfigDict:
+  """Config of on-policy learning from a reward model (pipelines/rewarded.py).
+
+  Its `loss.signal` is one that learns from rewards; `verifier` evaluates, and teaches nothing.
+  """
+  return _changed(_on_policy("", pipeline="rewarded") | dict(
+      reward=ConfigDict(dict(
+          source="",                 # workdir of a reward model
+          min_accuracy=0.55,         # of it, on held-out pairs
+      )),
+      batch=ConfigDict(dict(         # how it is asked
+          tokens=6144,               # padded tokens at a time
+          buckets=(96, 160, 256, 400),   # lengths of prompt + response
+      )),
+  ), changes)
+
+
 def _on_policy(teacher: str, pipeline: str) -> dict[str, Any]:
   return dict(
       **_common(), **_training(),
@@ -201,8 +218,13 @@ def _on_policy(teacher: str, pipeline: str) -> dict[str, Any]:
 
 def offline(**changes: Any) -> ConfigDict:
   """Config of training on given responses (pipelines/offline.py)."""
+  common = _common()
   return _changed(dict(
-      **_common(), **_training(),
+      **common, **_training()) | dict(
+      eval=ConfigDict(common["eval"].to_dict() | dict(  # what others say of its samples:
+          scores=ConfigDict(),       # name -> a section like `student`: their log-probability
+          rival=ConfigDict(dict(rows="")),  # file of responses to beat; "": none
+      )),
       pipeline="sft",
       # Whose responses to learn; none: the data's. Sampled once, as `rollout` says, and kept.
       teacher=_policy(""),
@@ -559,8 +581,8 @@ def validate(config: ConfigDict) -> None:
     if who in config and config[who].alpha != 1.0 and not config[who].base:
       raise ValueError(f"{who}.alpha is {config[who].alpha:g}, which has no effect without "
                        f"{who}.base; name the source to extrapolate from, or leave it at 1")
+  _check(config, "reward.min_accuracy", lambda x: 0 <= x < 1, "at least 0 and less than 1")
   if config.pipeline == "responses":
-    _check(config, "reward.min_accuracy", lambda x: 0 <= x < 1, "at least 0 and less than 1")
     _check_buckets(config)
     return
   if config.pipeline == "reward_model":
@@ -577,7 +599,7 @@ def validate(config: ConfigDict) -> None:
   if "context" in config and any(size > config.context.budget for size in config.context.buckets):
     raise ValueError(f"context.buckets {config.context.buckets} must not exceed context.budget = "
                      f"{config.context.budget}, which is always one")
-  if config.pipeline in ("opd", "peers") and config.student_share > 0:
+  if config.pipeline in ("opd", "peers", "rewarded") and config.student_share > 0:
     _check_sampling(config)
   if "checkpoint" in config and config.checkpoint.keep_best:
     _check_best(config)

@@ -5,8 +5,15 @@
 A weak model with a lead bias, fitted to preferences and aligned by DPO, teaches a strong one that
 was pre-trained on notes of all styles (data/builders/notes). EVE's student learns K samples of the
 strong base, weighted by the weak model's implicit reward; the others learn what the weak model
-wrote, refinements of it, or the same samples by other rules. The cells are in results/eve, the
-tables in RESULTS.md; 2 CPU cores, several sittings.
+wrote, refinements of it, or the same samples by other rules. `rl` is GRPO on a weak reward
+(appendix 9.4): a proxy reward model, of the weak model after its SFT, learns half of the gold
+preferences and labels the other half; a second one, of the strong base, learns these labels, and
+its rewards are what the student learns from. The cells are in results/eve, the tables in
+RESULTS.md; 2 CPU cores, several sittings.
+
+At every evaluation the weak models and the base are asked about the student's own samples
+(`eval.scores`), and these are held against the weak teacher's (`eval.rival`), but for `rl`:
+notebooks/06_weak_to_strong.ipynb draws the paper's figures 2 to 9 from that.
 
 Forms: full (the default); once, the whole pipeline and each method with one seed, nothing tuned
 (launch/weak_to_strong.sh); quick, minutes, the same of a few steps and two seeds; smoke, for the
@@ -45,9 +52,12 @@ did not end is left out. Seeds vary the order of the rows alone: all share one w
 base and one set of samples. Points of the sweep of ratios have the learning rate of `eve`."""
 
 
+# Shares of the training after which students are evaluated, beside its end.
+AT = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # The points of the sweeps; `eve` is in all of them.
 RATIOS = dict(strong_sft=0.0, ratio_0p25=0.25, ratio_0p5=0.5, eve=1.0, ratio_2=2.0, ratio_4=4.0)
 SCALES = {1: "", 2: "_x2", 4: "_x4"}
+BETAS = dict(dpo_0p01=0.01, dpo=0.05, dpo_0p2=0.2)
 
 
 def notes(kind, train, test=16, **changes):
@@ -96,6 +106,14 @@ def get_config(arg=""):
         optimizer=dict(learning_rate=rate, schedule="cosine", warmup_steps=10, b2=0.98),
         rollout=rollout, export=True, **trained) | changes)
 
+  def rewarding(source, data):
+    """A reward model; how often it is right is seen on true pairs about records in any order."""
+    return configs.reward_model(
+        total_steps=sizes["gold"], student=policy(source), writers=("jsonl",), log_every=10,
+        data=data, batch=dict(tokens=2 * ROW * ROWS, buckets=(ROW,), chunk=1024 if full else 32),
+        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=20, b2=0.98),
+        eval=dict(prompts=512 if full else 16), checkpoint=trained["checkpoint"], **lenient)
+
   def aligned(source, data, **changes):
     """DPO of a model that has learned by SFT, which is its reference."""
     return learned(source, sizes["dpo"], "dpo", data, 3e-4, reference=policy(source),
@@ -106,7 +124,20 @@ def get_config(arg=""):
     rate = changes.pop("rate", 1e-3)
     return learned("base", scale * prompts * k // ROWS, objective, data, rate, export=False,
                    optimizer=dict(learning_rate=rate, warmup_steps=1, b2=0.98),
-                   eval=dict(at=(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)), **changes)
+                   eval=dict(at=AT, rival=dict(rows="stage:weak_answers"), scores=dict(
+                       weak=policy("weak"), weak_reference=policy("weak_sft"),
+                       base=policy("base"))), **changes)
+
+  def on_reward(stage, rate=1e-3):
+    """GRPO of the base by a reward model, with as many updates and rows an update as `student`."""
+    return configs.rewarded(
+        total_steps=prompts * k // ROWS, student=policy("base"), reference=policy("base"),
+        data=made("labels", prompts) | tested, reward=dict(source=f"stage:{stage}", **lenient),
+        rollout=rollout | dict(prompts=ROWS // k, group_size=k),
+        loss=dict(signal="group_advantage", reference_kl=0.04),
+        optimizer=dict(learning_rate=rate, warmup_steps=1, b2=0.98), export=False,
+        eval=judged | dict(at=AT), batch=dict(tokens=ROW * ROWS, buckets=(ROW,)),
+        checkpoint=trained["checkpoint"], log_every=1, **common)
 
   def weighted(stage, ratio=1.0, anchor="weak_reference_logprob", wanted="weak_logprob", scale=1):
     """EVE's objective; with ratio 0 all responses count alike."""
@@ -117,14 +148,12 @@ def get_config(arg=""):
   asked = dict(data=notes("prompts", 64 + most), skip=64, prompts=most)
   errors = dict(slips=(0, 1, 2, 3, 4))
   lenient = dict(min_accuracy=0.55 if full else 0.0)
+  half = sizes["preferences"] // 2
+  pairs_tested = dict(eval_builder="notes", eval_builder_kw=dict(
+      kind="preferences", train=8, test=1000, **errors))
   weak_scores = dict(weak_logprob=policy("weak"), weak_reference_logprob=policy("weak_sft"))
   stages = dict(
-      gold=configs.reward_model(
-          total_steps=sizes["gold"], student=policy(strong), writers=("jsonl",), log_every=10,
-          data=notes("preferences", 40_000 if full else 64, 1000, **errors),
-          batch=dict(tokens=2 * ROW * ROWS, buckets=(ROW,), chunk=1024 if full else 32),
-          optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=20, b2=0.98),
-          eval=dict(prompts=512 if full else 16), checkpoint=trained["checkpoint"], **lenient),
+      gold=rewarding(strong, notes("preferences", 40_000 if full else 64, 1000, **errors)),
       preferences=responses(
           "", data=notes("preferences", sizes["preferences"], lead=0.9, **errors),
           keep="drawn_pair", reward=dict(source="stage:gold", **lenient)),
@@ -154,6 +183,13 @@ def get_config(arg=""):
       refined=responses("base", **asked | dict(prompts=prompts),
                         shots=dict(rows="stage:demonstrations", number=1),
                         refine=dict(rows="stage:labels"), rollout=few_shot | dict(group_size=k)),
+      # What the weak teacher writes where all are tested: the rival of the win rate.
+      weak_answers=responses("weak", 1, data=dict(
+          builder="notes", builder_kw=tested["eval_builder_kw"], train_split="test")),
+      proxy=rewarding("weak_sft", made("preferences", half) | pairs_tested),
+      weak_labels=responses("", data=made("preferences"), skip=half, keep="ranked_pair",
+                            reward=dict(source="stage:proxy", **lenient)),
+      weak_reward=rewarding("base", made("weak_labels") | pairs_tested),
       best=responses("", data=made("samples", prompts), keep="best",
                      reward=dict(source="implicit")),
       pairs=responses("", data=made("samples", prompts), keep="ranked_pair",
@@ -161,9 +197,10 @@ def get_config(arg=""):
   methods = dict(
       sft=weighted("labels", 0.0), eve=weighted("samples"),
       refinement=weighted("refined", 0.0),
-      dpo=student("dpo", made("pairs"), rate=3e-4, reference=policy("base"),
-                  loss=dict(dpo=dict(beta=0.05))),
+      **{name: student("dpo", made("pairs"), rate=3e-4, reference=policy("base"),
+                       loss=dict(dpo=dict(beta=beta))) for name, beta in BETAS.items()},
       best=student("sft", made("best"), loss=dict(aggregate="sequence_sum")),  # as of the others
+      rl=on_reward("weak_reward"),
       strong_sft=weighted("samples", 0.0),
       weighted_labels=weighted("labels", wanted="strong_logprob"),
       bayes=weighted("samples", anchor=""),
@@ -172,7 +209,7 @@ def get_config(arg=""):
       **{f"{name}{suffix}": weighted(stage, ratio, scale=scale)
          for name, stage, ratio in (("sft", "labels", 0.0), ("eve", "samples", 1.0))
          for scale, suffix in SCALES.items() if suffix})
-  tuned = ("sft", "eve", "refinement", "dpo", "best", "strong_sft", "weighted_labels")
+  tuned = ("sft", "eve", "refinement", "dpo", "best", "rl", "strong_sft", "weighted_labels")
   seeds = dict.fromkeys(methods, 3) | dict.fromkeys(tuned, 5)
   seeds |= dict(sft=10, eve=10)
 
@@ -185,6 +222,7 @@ def get_config(arg=""):
                     primary=True),
       refinement=recovered("EVE > Refinement", "eve", "refinement", "EVE is best"),
       dpo=recovered("EVE > DPO on the weak reward", "eve", "dpo", "EVE is best"),
+      rl=recovered("EVE > RL on the weak reward", "eve", "rl", "EVE is best"),
       unweighted=recovered("EVE > SFT on the same samples without weights", "eve", "strong_sft",
                            "the weights matter (ratio 0 is worse)", paired=True),
       best=recovered("EVE > SFT on the best of K by the weak reward", "eve", "best",
@@ -202,7 +240,7 @@ def get_config(arg=""):
     tuned = tuned[:2] if form == "quick" else ()
   if form == "smoke":
     tuned = ("eve",)
-    methods = {name: methods[name] for name in ("sft", "eve", "dpo", "refinement")}
+    methods = {name: methods[name] for name in ("sft", "eve", "dpo", "refinement", "rl")}
     claims = {name: claims[name] for name in ("sft", "dpo", "fall")}
     for name in ("best", "base_few_shot"):
       del stages[name]
@@ -210,12 +248,15 @@ def get_config(arg=""):
   def sweep(text, parameter, points, paper):
     """`points`: method -> value."""
     return dict(text=text, paper=paper, parameter=parameter, points=tuple(points.values()),
-                methods=tuple(points), metrics=(mean, "loss/effective_responses")
-                if parameter != "prompts" else (mean, "curve/fall"))
+                methods=tuple(points), metrics=(mean, *{
+                    "beta": ("eval/win_rate", "eval/k3/base"), "prompts": ("curve/fall",)}.get(
+                        parameter, ("loss/effective_responses", "eval/win_rate", "eval/k3/base"))))
 
   sweeps = dict(
       ratio=sweep("beta / lambda: from no weights to nearly one response", "beta / lambda",
                   RATIOS, "best near 1"),
+      beta=sweep("DPO on the weak reward: how far it may go from the base", "beta", BETAS,
+                 "wins are lost as KL grows (over-optimization), and not by EVE"),
       eve_data=sweep("EVE with more prompts", "prompts", {
           f"eve{suffix}": scale * prompts for scale, suffix in SCALES.items()}, "EVE gains"),
       sft_data=sweep("SFT with more prompts", "prompts", {
@@ -232,7 +273,8 @@ def get_config(arg=""):
       seeds={name: tuple(range({"": seeds[name], "once": 1}.get(form, 2))) for name in methods},
       tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3,),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
-                follows={name: "sft" if name.startswith("sft") and "sft" in tuned else "eve"
+                follows={name: next((who for who in ("sft", "dpo") if name.startswith(who)
+                                     and who in tuned), "eve")
                          for name in methods if tuned and name not in tuned}),
       claims=claims, sweeps={name: sweep for name, sweep in sweeps.items()
                              if form == ""})

@@ -25,7 +25,7 @@ import jax
 import ml_collections
 
 from opd_jax import pipelines
-from opd_jax.claims import measured
+from opd_jax.claims import curves, measured
 
 LOG = "log.txt"
 
@@ -127,7 +127,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     start = time.perf_counter()
     try:
       pipelines.pick(config.pipeline).run(config, workdir)
-      found = measured.of(config, workdir)
+      found = measured.of(config, workdir) | {"curves": curves.of(workdir)}
     except FloatingPointError as error:  # that a setting does not hold is a result
       traceback.print_exc()
       found = measured.diverged(config, workdir, str(error))

@@ -9,6 +9,7 @@ from opd_jax import distributed
 PIPELINES = {
     "opd": "opd_jax.pipelines.opd",
     "peers": "opd_jax.pipelines.peers",
+    "rewarded": "opd_jax.pipelines.rewarded",
     "opcd": "opd_jax.pipelines.opcd",
     "sft": "opd_jax.pipelines.offline",
     "reward_model": "opd_jax.pipelines.reward_model",

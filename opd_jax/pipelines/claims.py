@@ -223,7 +223,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     refuse(tuned and tune.key not in dict(identity.leaves(section)),
            f"methods.{name} is tuned, but has no key {tune.key}")
   for name, section in [*config.stages.items(), *config.methods.items()]:
-    refuse(section.pipeline == "opd" and section.log_every != 1,
+    refuse(section.pipeline in ("opd", "rewarded") and section.log_every != 1,
            f"{name} has log_every={section.get('log_every')}; tokens are counted at every step, so "
            "set it to 1")
   known("seeds", config.seeds, methods)

@@ -23,7 +23,7 @@ from opd_jax.data import tokenizer as tokenizers
 from opd_jax.models import hf
 from opd_jax.pipelines import evaluation, given
 from opd_jax.pipelines import policy as policies
-from opd_jax.pipelines import scoring, teacher_samples, teachers
+from opd_jax.pipelines import sample_scores, scoring, teacher_samples, teachers
 from opd_jax.rollouts.batch import Batch
 from opd_jax.writer import Writer
 
@@ -177,6 +177,7 @@ def language_model(config: ml_collections.ConfigDict, student: policies.Policy, 
     for field, section in asking.items():
       source = scoring.of(config, section, field, source, mesh, workdir)
   verify = stack.enter_context(verifiers.make(**config.verifier))
+  evaluate = evaluation.make(config, student, verify, mesh, workdir)
 
   def export(params: Any) -> None:
     if config.export:
@@ -192,7 +193,7 @@ def language_model(config: ml_collections.ConfigDict, student: policies.Policy, 
       group=functools.partial(given.grouped, objective=objective, loss=config.loss),
       loss=functools.partial(given.loss, student.model, config.loss),
       describe=functools.partial(given.describe, config.loss), count=given.count(config),
-      evaluate=evaluation.make(config, student, verify, mesh, workdir), export=export,
+      evaluate=sample_scores.make(config, student, verify, mesh, workdir, evaluate), export=export,
       finish=finish)
 
 

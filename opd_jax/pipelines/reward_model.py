@@ -189,8 +189,8 @@ def load(folder: str, config: ml_collections.ConfigDict, mesh: Mesh,
     config: of whoever asks: its `model`, `batch` and loss.micro_batches.
     mesh: where the parameters go.
     min_accuracy: on held-out pairs, below which it is refused; 0: any.
-  Raises: ValueError for an unfinished run, and as `check_accuracy`; the function, for a response
-    longer than the largest bucket.
+  Returns: the function; of a response longer than the largest bucket it says NaN.
+  Raises: ValueError for an unfinished run, and as `check_accuracy`.
   """
   check_accuracy(folder, evaluation.read(folder, last_evaluation(folder).stem)["accuracy"],
                  min_accuracy)
@@ -206,9 +206,13 @@ def load(folder: str, config: ml_collections.ConfigDict, mesh: Mesh,
   ask, tokenizer = asker(config, policy, mesh), policy.tokenizer
 
   def judge(conversations: Sequence[chat.Messages], texts: Sequence[str]) -> np.ndarray:
-    return ask(params, [
-        dict(prompt_ids=tokenizer.encode_chat(messages),
-             response_ids=[*tokenizer.encode(text), tokenizer.end_id])
-        for messages, text in zip(conversations, texts, strict=True)])
+    members = [dict(prompt_ids=tokenizer.encode_chat(messages),
+                    response_ids=[*tokenizer.encode(text), tokenizer.end_id])
+               for messages, text in zip(conversations, texts, strict=True)]
+    fits = np.array([len(member["prompt_ids"]) + len(member["response_ids"])
+                     <= max(config.batch.buckets) for member in members], bool)
+    found = np.full(len(members), np.nan, np.float32)
+    found[fits] = ask(params, [member for member, fit in zip(members, fits) if fit])
+    return found
 
   return judge

@@ -9,6 +9,7 @@ import tempfile
 from absl.testing import absltest
 import ml_collections
 
+from opd_jax.evals import weak_to_strong
 from opd_jax.pipelines import responses
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,7 +40,7 @@ class LaunchTest(absltest.TestCase):
     return pathlib.Path(self.workdir, "stages", name)
 
   def test_1_every_stage_reads_what_another_has_left(self):
-    self.assertIn("22 of 22 cells", self.notes)
+    self.assertIn("28 of 28 cells", self.notes)
     groups = [json.loads(row["group"]) for row in read(self.stage("samples"), "rows.jsonl")]
     self.assertNotEmpty(groups)
     for member in (member for group in groups for member in group):
@@ -83,12 +84,38 @@ class LaunchTest(absltest.TestCase):
 
   def test_2_a_manifest_says_what_each_rests_on(self):
     found = json.loads(pathlib.Path(self.workdir, "results/methods/eve-s0.json").read_text())
-    self.assertEqual(found["identity"]["models"].keys(), {"stage:base", "stage:samples"})
+    self.assertEqual(found["identity"]["models"].keys(), {
+        "stage:base", "stage:samples", "stage:weak", "stage:weak_sft", "stage:weak_answers"})
     samples = json.loads(pathlib.Path(self.workdir, "results/stages/samples.json").read_text())
     self.assertEqual(found["identity"]["models"]["stage:samples"], samples["left"])
     self.assertEqual(samples["identity"]["models"].keys(), {
         "stage:base", "stage:demonstrations", "stage:weak", "stage:weak_sft"})
     self.assertEqual([step for step, _ in found["curve"]], [0, 1, 2])
+
+  def test_2_the_weak_reward_has_learned_what_another_labels(self):
+    gold = read(self.stage("preferences"), "rows.jsonl")
+    config = json.loads(pathlib.Path(self.workdir, "results/stages/proxy.json").read_text())[
+        "config"]
+    self.assertEqual(config["data"]["builder_kw"]["rows"], 40)  # the others are labelled
+    labels = read(self.stage("weak_labels"), "rows.jsonl")
+    self.assertEqual([row["id"] for row in labels], [row["id"] for row in gold[40:]])
+    for row in labels:
+      first, second = json.loads(row["group"])
+      self.assertGreaterEqual(first["reward"], second["reward"])
+    found = json.loads(pathlib.Path(self.workdir, "results/methods/rl-s0.json").read_text())
+    self.assertEqual(found["identity"]["models"].keys(), {
+        "stage:base", "stage:labels", "stage:weak_reward"})
+    self.assertEqual((found["updates"], found["rows"]), (2, 64))
+
+  def test_2_the_figures_are_made_of_the_cells(self):
+    study = weak_to_strong.read(f"{self.workdir}/results")
+    for name in (weak_to_strong.WEAK, weak_to_strong.KL, weak_to_strong.WINS, "eval/scored"):
+      self.assertLen(study.methods["eve"][0]["curves"][name], 3)
+    self.assertEqual(study.methods["eve"][0]["curves"][weak_to_strong.KL][0], 0.0)
+    for picture in (weak_to_strong.implicit_reward, weak_to_strong.overfitting,
+                    weak_to_strong.recovered, weak_to_strong.ratios, weak_to_strong.scaling,
+                    weak_to_strong.over_optimization):
+      self.assertNotEmpty(picture(study).axes)
 
   def test_3_what_is_gone_is_made_again_and_nothing_else(self):
     left = (self.stage("samples") / "rows.jsonl").read_bytes()

@@ -1,0 +1,247 @@
+"""EVE's figures, of the cells that a run of configs/claims/eve.py has left.
+
+    cells (JSON) -> PGR, rewards, divergences and win rates by method, seed and share of training
+
+Thin lines are seeds, thick ones their mean; a panel of which nothing has been measured says so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import json
+import math
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+
+Cell = dict[str, Any]
+FLOOR, CEILING = "weak", "ceiling"  # the stages between which there is a gap to be recovered
+# The other measures of a sample that cells keep; see pipelines/sample_scores.py.
+STUDENT, WEAK, REFERENCE = (f"eval/logprob/{who}" for who in ("student", "weak", "weak_reference"))
+KL, WINS = "eval/k3/base", "eval/win_rate"
+
+
+class Study(NamedTuple):
+  """What has been measured; cells of which the code has changed since are there too."""
+
+  stages: Mapping[str, Cell]
+  methods: Mapping[str, Mapping[int, Cell]]  # by name and seed
+
+
+def read(folder: str | pathlib.Path) -> Study:
+  """The cells in a results folder: results/eve, or `results` in the workdir of a smaller form.
+
+  Raises: ValueError if floor, ceiling or methods are not there.
+  """
+  found = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).rglob("*.json"))]
+  stages = {cell["who"]: cell for cell in found if cell["cell"].startswith("stages/")}
+  methods: dict[str, dict[int, Cell]] = {}
+  for cell in found:
+    if cell["cell"].startswith("methods/") and "diverged" not in cell:
+      methods.setdefault(cell["who"], {})[cell["seed"]] = cell
+  if not {FLOOR, CEILING} <= stages.keys() or not methods:
+    raise ValueError(f"{folder} has the stages {', '.join(stages) or '(none)'} and the methods "
+                     f"{', '.join(methods) or '(none)'}; PGR needs {FLOOR}, {CEILING} "
+                     "and a method: run configs/claims/eve.py to its end")
+  return Study(stages, methods)
+
+
+def mean_reward(cell: Cell) -> str:
+  """The name of the metric that is a cell's mean gold reward."""
+  return f"eval/mean@{cell['config']['eval']['samples']}"
+
+
+def pgr(study: Study, rewards: Any) -> np.ndarray:
+  """The performance gap recovered, (reward - floor) / (ceiling - floor), in percent.
+
+  Returns: of the shape of `rewards`; NaN where the ceiling does not exceed the floor.
+  Source: EVE, appendix 9.5.
+  """
+  floor, ceiling = (study.stages[name]["metrics"][mean_reward(study.stages[name])]
+                    for name in (FLOOR, CEILING))
+  gap = ceiling - floor
+  return 100.0 * (np.asarray(rewards, float) - floor) / (gap if gap > 0.0 else math.nan)
+
+
+def ends(study: Study, method: str) -> np.ndarray:
+  """PGR of a method at the end of its training, percent, by seed."""
+  return pgr(study, [cell["metrics"][mean_reward(cell)]
+                     for cell in study.methods.get(method, {}).values()])
+
+
+def shares(cell: Cell) -> np.ndarray:
+  """How much of its training a cell has behind it at each of its evaluations, percent."""
+  return 100.0 * np.array(cell["curves"]["step"]) / cell["config"]["total_steps"]
+
+
+def column(cell: Cell, name: str) -> np.ndarray:
+  """A metric at each evaluation of a cell; NaN where there is none."""
+  steps = cell["curves"]["step"]
+  return np.array([math.nan if x is None else x
+                   for x in cell["curves"].get(name, [None] * len(steps))])
+
+
+def implicit_reward(study: Study, methods: Sequence[str] = ("sft", "eve")) -> Figure:
+  """Figure 2: weak reward of the student's samples, KL to the weak reference, and PGR."""
+  panels = {
+      "implicit weak reward, nats": lambda cell: column(cell, WEAK) - column(cell, REFERENCE),
+      "KL(student || weak reference), nats":
+          lambda cell: column(cell, STUDENT) - column(cell, REFERENCE),
+      "PGR, %": lambda cell: pgr(study, column(cell, mean_reward(cell)))}
+  return _over_training(study, methods, panels)
+
+
+def overfitting(study: Study, methods: Sequence[str] = ("sft", "refinement", "eve")) -> Figure:
+  """Figure 3, and with `weighted_labels` Figure 8: PGR over training."""
+  return _over_training(study, methods, {
+      "PGR, %": lambda cell: pgr(study, column(cell, mean_reward(cell)))})
+
+
+def recovered(study: Study) -> Figure:
+  """Figure 4: PGR of every method that is no point of a sweep, at the end of training."""
+  names = [name for name in study.methods if not re.search(r"_(x|0p)?\d", name)]
+  figure = Figure(figsize=(1.5 + 0.9 * len(names), 3.4), layout="constrained")
+  _bars(figure.subplots(), {name: ends(study, name) for name in names}, "PGR, %")
+  return figure
+
+
+def ratios(study: Study) -> Figure:
+  """Figure 5: PGR by beta / lambda, of the methods that differ from `eve` in it alone."""
+  points = {}
+  for name, cells in study.methods.items():
+    config = next(iter(cells.values()))["config"]
+    if _weighed(config) == _weighed(next(iter(study.methods["eve"].values()))["config"]):
+      points[config["loss"]["eve"]["ratio"]] = ends(study, name)
+  return _by_parameter({"eve": points}, "beta / lambda", "PGR, %")
+
+
+def scaling(study: Study) -> Figure:
+  """Figure 6: PGR by the number of prompts learned of, each for one epoch."""
+  found: dict[str, dict[float, np.ndarray]] = {}
+  for name, cells in study.methods.items():
+    if match := re.fullmatch(r"(sft|eve)(_x\d+)?", name):
+      prompts = next(iter(cells.values()))["config"]["data"]["builder_kw"]["rows"]
+      found.setdefault(match[1], {})[prompts] = ends(study, name)
+  return _by_parameter(found, "prompts", "PGR, %")
+
+
+def instructions(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+  """Figure 7: accuracy on benchmarks of instruction following.
+
+  Args:
+    scores: benchmark -> method -> the share of each prompt's responses that follow all of its
+      instructions; of `following`.
+  """
+  figure = Figure(figsize=(4.2 * max(len(scores), 1), 3.4), layout="constrained")
+  for axis, (name, found) in zip(figure.subplots(1, max(len(scores), 1), squeeze=False)[0],
+                                 scores.items()):
+    values = {who: 100.0 * np.asarray(each, float) for who, each in found.items()}
+    _bars(axis, values, "all instructions followed, %", spread=False)
+    axis.set_title(name)
+  return figure
+
+
+def following(workdir: str | pathlib.Path) -> list[float]:
+  """Mean reward of each prompt in an evaluation alone (configs/eval.py:ifeval, :ifbench)."""
+  records = json.loads(pathlib.Path(workdir, "eval", "eval.json").read_text())["records"]
+  return [float(np.mean(record["rewards"])) for record in records]
+
+
+def over_optimization(study: Study) -> Figure:
+  """Figure 9: win rate over the weak teacher by KL(student || base), at every evaluation.
+
+  A line is a method with its regularization, from the start of training, which is on the left, to
+  its end, which is marked; seeds are averaged.
+  """
+  figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+  axis, drawn = figure.subplots(), 0
+  kinds = {"dpo": "tab:red", "eve": "tab:blue", "ratio": "tab:blue", "sft": "tab:gray"}
+  for name, cells in study.methods.items():
+    color = kinds.get(name.partition("_")[0])
+    if color is None or "_x" in name:
+      continue
+    x, y = (np.mean([column(cell, metric) for cell in cells.values()], axis=0)
+            for metric in (KL, WINS))
+    if np.isfinite(x * y).any():
+      config = next(iter(cells.values()))["config"]["loss"]
+      how = {"dpo": f"beta {config['dpo']['beta']:g}", "eve": f"ratio {config['eve']['ratio']:g}"}
+      axis.plot(x, 100.0 * y, ".-", color=color, alpha=0.5, linewidth=1)
+      axis.plot(x[-1], 100.0 * y[-1], "o", color=color)
+      axis.annotate(f"{name} ({how[config['objective']]})", (x[-1], 100.0 * y[-1]), fontsize=8,
+                    xytext=(4, 2), textcoords="offset points")
+      drawn += 1
+  axis.axhline(50.0, color="gray", linestyle=":", linewidth=1)
+  axis.set(xlabel="KL(student || base), nats a response (k3)", ylabel="wins over the weak, %")
+  return figure if drawn else _empty(figure, [axis])
+
+
+def _weighed(config: Mapping[str, Any]) -> Any:
+  """What two points of the sweep of ratios share: the rows, and the numbers they are weighed by.
+
+  Without weights (ratio 0) no numbers are read.
+  """
+  data, eve = config.get("data", {}), config["loss"].get("eve", {})
+  return (config["loss"].get("objective"), data.get("builder_kw"), tuple(eve.get("fields", ())))
+
+
+def _over_training(study: Study, methods: Sequence[str],
+                   panels: Mapping[str, Callable[[Cell], np.ndarray]]) -> Figure:
+  """A panel a measure, by the share of training; thin lines are seeds."""
+  figure = Figure(figsize=(4.4 * len(panels), 3.4), layout="constrained")
+  axes = figure.subplots(1, len(panels), squeeze=False)[0]
+  for axis, (label, of) in zip(axes, panels.items()):
+    for i, method in enumerate(methods):
+      cells = list(study.methods.get(method, {}).values())
+      lines = [of(cell) for cell in cells]
+      if not lines or not np.isfinite(lines).any():
+        continue
+      for line in lines:
+        axis.plot(shares(cells[0]), line, color=f"C{i}", alpha=0.25, linewidth=0.8)
+      axis.plot(shares(cells[0]), np.mean(lines, axis=0), ".-", color=f"C{i}", label=method)
+    axis.set(xlabel="share of the training, %", ylabel=label)
+    axis.set_xscale("symlog", linthresh=1.0)  # the first tenth is what the paper looks at
+    axis.set_xticks([0, 1, 2, 5, 10, 20, 50, 100], [0, 1, 2, 5, 10, 20, 50, 100])
+    axis.grid(alpha=0.3)
+    if axis.lines:
+      axis.legend(fontsize=8)
+  return _empty(figure, [axis for axis in axes if not axis.lines])
+
+
+def _by_parameter(found: Mapping[str, Mapping[float, np.ndarray]], parameter: str,
+                  label: str) -> Figure:
+  """A line a method along a parameter: the mean over seeds, and each seed."""
+  figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+  axis = figure.subplots()
+  for i, (name, points) in enumerate(found.items()):
+    order = sorted(points)
+    axis.plot(range(len(order)), [np.mean(points[x]) for x in order], "o-", color=f"C{i}",
+              label=name)
+    for place, x in enumerate(order):
+      axis.plot([place] * len(points[x]), points[x], "_", color=f"C{i}", alpha=0.6)
+    axis.set_xticks(range(len(order)), [f"{x:g}" for x in order])
+  axis.set(xlabel=parameter, ylabel=label)
+  axis.grid(alpha=0.3)
+  axis.legend(fontsize=8)
+  return figure
+
+
+def _bars(axis: Axes, values: Mapping[str, np.ndarray], label: str, spread: bool = True) -> None:
+  """A bar each, with the single values on it if `spread`, else the standard error of their mean."""
+  for place, (name, each) in enumerate(values.items()):
+    axis.bar(place, np.mean(each), color=f"C{place % 10}", alpha=0.6)
+    if spread:
+      axis.plot([place] * len(each), each, "_", color="black")
+    elif len(each) > 1:
+      axis.errorbar(place, np.mean(each), np.std(each, ddof=1) / math.sqrt(len(each)),
+                    color="black")
+  axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right")
+  axis.set_ylabel(label)
+  axis.grid(alpha=0.3, axis="y")
+
+
+def _empty(figure: Figure, axes: Sequence[Axes]) -> Figure:
+  for axis in axes:
+    axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes)
+  return figure

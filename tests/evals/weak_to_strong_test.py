@@ -1,0 +1,86 @@
+"""EVE's figures show what the cells say."""
+
+import json
+import math
+import pathlib
+
+from absl.testing import absltest
+import numpy as np
+
+from opd_jax.evals import weak_to_strong
+
+MEAN = "eval/mean@2"
+
+
+def cell(name, kind="methods", seed=0, reward=0.5, ratio=1.0, curves=None, rows=64, objective="eve",
+         fields=("a", "b")):
+  return dict(
+      cell=f"{kind}/{name}" + f"-s{seed}" * (kind == "methods"), who=name, seed=seed,
+      metrics={MEAN: reward}, curves=curves or {}, config=dict(
+          eval=dict(samples=2), total_steps=200, data=dict(builder_kw=dict(train="x", rows=rows)),
+          loss=dict(objective=objective, dpo=dict(beta=0.05), eve=dict(ratio=ratio,
+                                                                       fields=list(fields)))))
+
+
+class FiguresTest(absltest.TestCase):
+
+  def study(self, *cells):
+    folder = self.create_tempdir().full_path
+    for one in (cell("weak", "stages", reward=0.2), cell("ceiling", "stages", reward=0.8), *cells):
+      path = pathlib.Path(folder, f"{one['cell']}.json")
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(json.dumps(one))
+    return weak_to_strong.read(folder)
+
+  def test_pgr_is_the_share_of_the_gap(self):
+    study = self.study(*(cell("eve", seed=i, reward=x) for i, x in enumerate((0.1, 0.2, 0.5, 0.9))))
+    np.testing.assert_allclose(weak_to_strong.ends(study, "eve"), [-100 / 6, 0.0, 50.0, 700 / 6],
+                               atol=1e-9)
+
+  def test_without_a_gap_it_is_undefined(self):
+    study = self.study(cell("eve"), cell("ceiling", "stages", reward=0.2))
+    self.assertTrue(np.isnan(weak_to_strong.ends(study, "eve")).all())
+
+  def test_rewards_and_divergences_are_differences_of_the_means(self):
+    curves = {"step": [0, 20, 200], MEAN: [0.2, 0.8, 0.5], weak_to_strong.WEAK: [-9.0, -5.0, None],
+              weak_to_strong.REFERENCE: [-8.0, -7.0, None],
+              weak_to_strong.STUDENT: [-3.0, -4.0, None]}
+    figure = weak_to_strong.implicit_reward(self.study(cell("sft", curves=curves)))
+    drawn = [axis.lines[-1].get_xydata() for axis in figure.axes]
+    np.testing.assert_array_equal(drawn[0][:, 0], [0.0, 10.0, 100.0])
+    np.testing.assert_array_equal(drawn[0][:, 1], [-1.0, 2.0, math.nan])
+    np.testing.assert_array_equal(drawn[1][:, 1], [5.0, 3.0, math.nan])
+    np.testing.assert_allclose(drawn[2][:, 1], [0.0, 100.0, 50.0])
+
+  def test_points_of_the_sweeps_are_those_that_differ_in_nothing_else(self):
+    study = self.study(cell("eve"), cell("ratio_2", ratio=2.0), cell("strong_sft", ratio=0.0),
+                       cell("bayes", fields=("a", "")), cell("eve_x2", rows=128),
+                       cell("sft", ratio=0.0, fields=("c", "d")), cell("rl", objective="none"))
+    self.assertEqual([x.get_text() for x in weak_to_strong.ratios(study).axes[0].get_xticklabels()],
+                     ["0", "1", "2"])
+    scaling = weak_to_strong.scaling(study).axes[0]
+    self.assertEqual([x.get_text() for x in scaling.get_legend().get_texts()], ["eve", "sft"])
+    bars = weak_to_strong.recovered(study).axes[0]
+    self.assertEqual([x.get_text() for x in bars.get_xticklabels()],
+                     ["bayes", "eve", "rl", "sft", "strong_sft"])
+
+  def test_win_rates_stand_over_the_kl(self):
+    curves = {"step": [0, 200], weak_to_strong.KL: [0.0, 3.0], weak_to_strong.WINS: [0.4, 0.6]}
+    study = self.study(cell("dpo", objective="dpo", curves=curves), cell("eve", curves=curves),
+                       cell("rl", objective="none", curves={"step": [0]}))
+    axis = weak_to_strong.over_optimization(study).axes[0]
+    np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0.0, 40.0], [3.0, 60.0]])
+    self.assertEqual([x.get_text() for x in axis.texts], ["dpo (beta 0.05)", "eve (ratio 1)"])
+
+  def test_what_has_not_been_measured_says_so(self):
+    study = self.study(cell("eve"))
+    for figure in (weak_to_strong.implicit_reward(study, ("sft",)),
+                   weak_to_strong.overfitting(study, ("sft",))):
+      for axis in figure.axes:
+        self.assertEqual(axis.texts[0].get_text(), "not measured")
+    with self.assertRaisesRegex(ValueError, "run configs/claims/eve.py to its end"):
+      weak_to_strong.read(self.create_tempdir().full_path)
+
+
+if __name__ == "__main__":
+  absltest.main()
