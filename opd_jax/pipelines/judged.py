@@ -71,11 +71,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   rubric = judges.read_rubric(config.rubric, PLACEHOLDERS)
   pairs = read(config, workdir)
   folder = pathlib.Path(workdir)
-  weights = (policies.fingerprint(config.judge, keys.root(config.seed)) if config.judge.source
-             else "")  # what an endpoint has is not ours to know
-  # Together: of several such remarks, those but the last are lost where nothing has begun.
-  stages.begin_with(folder, "responses, the rubric or the judge",
-                    stages.contents([pairs, rubric, weights]))
+  stages.begin_with(folder, "responses", stages.contents(pairs))
+  stages.begin_with(folder, "rubric's words", rubric)
+  if config.judge.source:  # what an endpoint has is not ours to know
+    stages.begin_with(folder, "judge's weights", policies.fingerprint(
+        config.judge, keys.root(config.seed)))
   rows = compare(config, pairs, rubric, folder)
   results = judged.study(rows, config.seed)
   judged.report(results)

@@ -53,13 +53,13 @@ def begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:
   """
   path = folder / "made_with.json"
   begun = any(file.stat().st_size for file in folder.rglob("*.jsonl"))
-  known = json.loads(path.read_text()) if begun and path.is_file() else {}
-  if known.setdefault(name, fingerprint) != fingerprint:
+  known = json.loads(path.read_text()) if path.is_file() else {}
+  if begun and known.get(name, fingerprint) != fingerprint:
     raise ValueError(f"the {name} changed since the rows in {folder} were begun; put back what was "
                      "there, or choose another workdir")
   folder.mkdir(parents=True, exist_ok=True)
   aside = path.with_suffix(".tmp")
-  aside.write_text(json.dumps(known, indent=1))
+  aside.write_text(json.dumps(known | {name: fingerprint}, indent=1))
   aside.rename(path)
 
 

@@ -66,6 +66,17 @@ class StagesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "has 10 rows, and this stage only 9"):
       self.fill(total=9)
 
+  def test_all_that_rows_rest_on_is_remembered_and_until_there_are_rows_may_change(self):
+    folder = self.path.parent
+    stages.begin_with(folder, "weights", "old")
+    for name in ("weights", "rubric"):
+      stages.begin_with(folder, name, "new")
+    self.fill()
+    for name in ("weights", "rubric"):
+      stages.begin_with(folder, name, "new")
+      with self.assertRaisesRegex(ValueError, f"the {name} changed since the rows"):
+        stages.begin_with(folder, name, "other")
+
   def test_what_is_not_json_is_named(self):
     self.fill()
     self.path.write_text('{"place": 0}\n{"place" 1}\n')
