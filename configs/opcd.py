@@ -12,7 +12,8 @@ new, fell from 92% to 71% right in one epoch); quick, a minute of the same; smok
 paper, the paper's alignment setting: Phi-4-14B with Phi-4-mini as critic (fitted first with
 configs/critic_sft.py:paper), 128 questions x 8 answers at a time, batches of 32, learning rate
 1e-6. Phi-4's 16384 positions leave 8192 tokens for a question with its answer and critique. It
-wants a pod (data=8), the models' folders, and magpie.jsonl with the checks of IFEval.
+wants the models' folders and magpie.jsonl with the checks of IFEval; mesh, slots and micro-batches
+are as for a v5p:2x2x4 (docs/compile_report.md).
 
 Forms for the tiny models have no rubric check (filter="outcome"): no tiny model has learned to
 judge. The paper's has both.
@@ -40,7 +41,9 @@ def get_config(arg=""):
         data=dict(builder="instructions", builder_kw=dict(
             train="magpie.jsonl", test="ifeval.jsonl")),
         verifier=dict(name="instructions"),
-        rollout=dict(prompts=128, group_size=8, max_prompt=4096, max_response=8192, **ANSWER),
+        mesh=dict(model=2),
+        rollout=dict(prompts=128, group_size=8, slots=128, max_prompt=4096, max_response=8192,
+                     **ANSWER),
         context=dict(budget=8192, buckets=(4096,), tokens=1 << 17),
         critique=dict(max_response=2048),
         loss=dict(**LOSS, micro_batches=4),

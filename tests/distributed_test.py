@@ -21,6 +21,7 @@ import numpy as np
 from opd_jax import distributed, keys, main, pipelines, sharding
 from opd_jax.data import loader
 from opd_jax.models import hf, source
+from opd_jax.pipelines import opcd
 
 ROOT = pathlib.Path(__file__).parents[1]
 LONGEST_S = 900  # a step of a test on a busy machine; who waits longer waits for ever
@@ -30,6 +31,13 @@ SETTINGS = (
     "eval.samples=1", "eval.ks=1", "optimizer.schedule=constant", "optimizer.warmup_steps=0",
     "optimizer.learning_rate=1.0", "optimizer.eps=10.0", "checkpoint.every=1",
     "checkpoint.best_metric=eval/mean@1", "evaluate_teachers=False", "writers=jsonl")
+
+CRITIQUES = (
+    "total_steps=1", "questions=4", "rollout.max_response=16", "critique.max_response=96",
+    "triples=8", "updates=1", "filter=none", "eval.prompts=8", "eval.batch=8", "eval.samples=1",
+    "eval.ks=1",
+    "optimizer.eps=10.0", "optimizer.learning_rate=1.0", "optimizer.weight_decay=0.0",
+    "checkpoint.best_metric=eval/mean@1", "writers=jsonl")
 
 
 def free_port():
@@ -135,6 +143,19 @@ class RunTest(absltest.TestCase):
     self.assert_same(lines(many)[:1] + lines(many)[-1:], lines(alone)[:1] + lines(alone)[-1:])
 
 
+  def test_two_processes_of_opcd_make_and_learn_the_same_triples(self):
+    alone, many = (self.create_tempdir().full_path for _ in range(2))
+    for workdir, processes, devices in ((many, 2, 2), (alone, 1, 4)):
+      self.finish(start(["-m", "opd_jax.main", "--config=configs/opcd.py:smoke",
+                         f"--workdir={workdir}", *(f"--config.{x}" for x in CRITIQUES)],
+                        processes, devices))
+    ours, theirs = (opcd.read(workdir, 0) for workdir in (many, alone))
+    self.assertLen(ours, 8)
+    self.assertEqual(ours, theirs)
+    self.assertTrue(any(triple["kept"] for triple in ours))
+    self.assert_same(lines(many), lines(alone))
+
+
 TALK = """
 import sys
 from opd_jax import distributed, main
@@ -169,7 +190,7 @@ print(dict(
     alike=refused(lambda: distributed.check_alike("config", "a" if me else "b")),
     shared=refused(lambda: distributed.check_shared(sys.argv[1])),
     blind=refused(lambda: distributed.check_shared(sys.argv[1 + me])),
-    peers=refused(lambda: main.pick("opcd")), opd=refused(lambda: main.pick("opd")),
+    alone=refused(lambda: main.pick("claims")), opd=refused(lambda: main.pick("opd")),
     rows=[row["n"] for batch in seen for row in batch], state=rows.state(),
     by=sorted({row["by"] for row in seen[0]})))
 """
@@ -201,7 +222,7 @@ class TalkTest(absltest.TestCase):
     self.assertEqual(found["anyone"], [True, False])
     self.assertIn("config of process 1 is not that of process 0", found["alike"])
     self.assertIsNone(found["shared"])
-    self.assertIn("pipeline 'opcd' runs in one process, and here are 2", found["peers"])
+    self.assertIn("pipeline 'claims' runs in one process, and here are 2", found["alone"])
     self.assertIsNone(found["opd"])
     # The rows are those of one process, in its order, and both have worked on them.
     alone = loader.Batches([dict(n=i) for i in range(11)], 4, seed=3,

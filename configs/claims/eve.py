@@ -93,9 +93,9 @@ def get_config(arg=""):
         student=policy(source) if source else {}, rollout=rollout | dict(group_size=group),
         batch=dict(tokens=6144, buckets=(ROW, 112), chunk=256 if full else 32), **common) | changes)
 
-  def made(stage, prompts=0):
-    """What a stage has made, all or the first rows of it."""
-    return dict(builder="rows", builder_kw=dict(train=f"stage:{stage}", rows=prompts))
+  def made(stage, rows=0, skip=0):
+    """What a stage has made, all or some rows of it."""
+    return dict(builder="rows", builder_kw=dict(train=f"stage:{stage}", skip=skip, rows=rows))
 
   def learned(source, steps, objective, data, rate, **changes):
     """Offline learning of rows; the rate falls to 0, unless `changes` say otherwise."""
@@ -187,7 +187,7 @@ def get_config(arg=""):
       weak_answers=responses("weak", 1, data=dict(
           builder="notes", builder_kw=tested["eval_builder_kw"], train_split="test")),
       proxy=rewarding("weak_sft", made("preferences", half) | pairs_tested),
-      weak_labels=responses("", data=made("preferences"), skip=half, keep="ranked_pair",
+      weak_labels=responses("", data=made("preferences", skip=half), keep="ranked_pair",
                             reward=dict(source="stage:proxy", **lenient)),
       weak_reward=rewarding("base", made("weak_labels") | pairs_tested),
       best=responses("", data=made("samples", prompts), keep="best",

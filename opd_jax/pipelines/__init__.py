@@ -24,7 +24,7 @@ PIPELINES = {
 }
 
 # Those that several processes can run together.
-SEVERAL = ("opd", "peers", "sft", "evaluate")
+SEVERAL = ("opd", "peers", "opcd", "sft", "evaluate")
 
 
 def pick(name: str) -> Any:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-import numpy as np
 
 from opd_jax import sharding
 from opd_jax.data import chat
@@ -106,7 +105,7 @@ def choose(policy: policies.Policy, words: Sequence[str], widths: Sequence[int],
       prompts = batches.prompts([encoded[i] for i in filled], len(words), widths, tokenizer.pad_id)
       batch = batches.answered(prompts, replies * rows, (max(map(len, replies)),),
                                tokenizer.pad_id)
-      each = np.asarray(score(params, jax.device_put(batch, spread))).reshape(rows, len(words))
+      each = sharding.fetch(score(params, sharding.put(batch, spread))).reshape(rows, len(words))
       for i, values in zip(here, each.tolist()):
         found[i] = tuple(values)
     return found

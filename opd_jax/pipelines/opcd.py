@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import keys, preemption, progress, sharding, train_state, verifiers
+from opd_jax import (distributed, keys, preemption, progress, sharding, train_state,
+                     verifiers)
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, chat, loader
 from opd_jax.losses import divergences
@@ -103,7 +104,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       for epoch in range(first, total):
         here = folder(workdir, epoch)
         triples = critiques.gather(config, cast, rows, state.params, epoch,
-                                   None if guarded else here, student.tokenizer, verify, go_on)
+                                   None if guarded else here, student.tokenizer,
+                                   shared(verify), go_on)
         if guarded:
           stages.rows(here / critiques.TRIPLES, len(triples), len(triples), lambda start, stop: [
               critiques.without_texts(x) for x in triples])
@@ -130,7 +132,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
           "the same command goes on from here"))
       return
     last = f"step_{total:06d}"
-    if not pathlib.Path(workdir, "eval", f"{last}.json").is_file():  # total_steps was lowered
+    if not evaluation.is_there(workdir, last):  # total_steps was lowered
       writer.write(total, evaluation.named(evaluate(state.params, last)))
     conclude(config, workdir, student, state)
 
@@ -268,7 +270,7 @@ def make_learn(config: ml_collections.ConfigDict, student: policies.Policy, upda
     found, rows = [], []
     for here in minibatches(config, kept, epoch):
       go_on()
-      batch = jax.device_put(as_batch(config, tokenizer, messages, here), spread)
+      batch = sharding.put(as_batch(config, tokenizer, messages, here), spread)
       metrics: dict[str, float] = {}
       if compares:
         made = [shown(tokenizer, messages[x["prompt"]], x) for x in here]
@@ -330,13 +332,22 @@ def shown(tokenizer: Any, messages: chat.Messages, triple: Row) -> contexts.Cont
   return contexts.Context(told, tokenizer.encode_chat(told), (part,), (), 0)
 
 
+def shared(verify: verifiers.Verify) -> verifiers.Verify:
+  """The same verifier, its work shared out between the processes."""
+  def together(texts: Sequence[str], answers: Sequence[str]) -> list[verifiers.Verdict]:
+    return distributed.each(lambda pairs: verify([text for text, _ in pairs],
+                                                 [answer for _, answer in pairs]),
+                            list(zip(texts, answers, strict=True)))
+  return together
+
+
 def folder(workdir: str, epoch: int) -> pathlib.Path:
   return pathlib.Path(workdir, "epochs", f"{epoch:04d}")
 
 
 def read(workdir: str, epoch: int) -> list[Row]:
   """The triples of an epoch, kept or not; S_e is what is kept of it and of those before it."""
-  return stages.read(folder(workdir, epoch) / critiques.TRIPLES)
+  return distributed.of_first(lambda: stages.read(folder(workdir, epoch) / critiques.TRIPLES))
 
 
 def refuse_second(workdir: str, epoch: int) -> None:
@@ -365,9 +376,12 @@ def formula(config: ml_collections.ConfigDict) -> str:
 def conclude(config: ml_collections.ConfigDict, workdir: str, student: policies.Policy,
              state: TrainState) -> None:
   """Leaves the table, with the best epoch beside the last one, the report and the export."""
-  paths = sorted(pathlib.Path(workdir, "eval").glob("step_*.json"))
-  best = max((path.stem for path in paths[1:]),
-             key=lambda name: evaluation.read(workdir, name)[f"mean@{config.eval.samples}"])
+  def highest() -> str:
+    paths = sorted(pathlib.Path(workdir, "eval").glob("step_*.json"))
+    return max((path.stem for path in paths[1:]),
+               key=lambda name: evaluation.read(workdir, name)[f"mean@{config.eval.samples}"])
+
+  best = distributed.of_first(highest)
   last = f"step_{config.total_steps:06d}"
   on_policy.conclude(config, workdir, student, state.params, {
       "student before": "step_000000", f"at its best, epoch {int(best[5:])}": best,

@@ -1,4 +1,7 @@
-"""Rows that a stage of a run leaves on disk as JSON Lines, so that nothing is sampled twice."""
+"""Rows that a stage of a run leaves on disk as JSON Lines, so that nothing is sampled twice.
+
+Several processes make the rows together, and the first one reads and writes them for all.
+"""
 
 from collections.abc import Callable, Iterable
 import hashlib
@@ -6,6 +9,8 @@ import json
 import os
 import pathlib
 from typing import Any
+
+from opd_jax import distributed
 
 Row = dict[str, Any]
 
@@ -27,23 +32,33 @@ def rows(path: pathlib.Path | None, total: int, block: int,
   if path is None:
     return [row for start in range(0, total, block)
             for row in make(start, min(start + block, total))]
-  found = read(path)
+  found = distributed.of_first(lambda: read(path))
   if len(found) > total:
     raise ValueError(f"{path} has {len(found)} rows, and this stage only {total}: it was left by "
                      "another config; remove it or choose another workdir")
   if len(found) == total:
     return found
   del found[len(found) // block * block:]
+  distributed.of_first(lambda: _cut(path, len(found)))
+  for start in range(len(found), total, block):
+    made = make(start, min(start + block, total))
+    distributed.of_first(lambda: _append(path, made))
+    found += made
+  return found
+
+
+def _cut(path: pathlib.Path, count: int) -> None:
+  """Leaves the first rows of a file; there is one from now on."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("ab") as file:
-    file.truncate(sum(len(line) + 1 for line in _lines(path)[:len(found)]))
-    for start in range(len(found), total, block):
-      made = make(start, min(start + block, total))
-      file.write("".join(json.dumps(row) + "\n" for row in made).encode())
-      file.flush()
-      os.fsync(file.fileno())
-      found += made
-  return found
+    file.truncate(sum(len(line) + 1 for line in _lines(path)[:count]))
+
+
+def _append(path: pathlib.Path, made: Iterable[Row]) -> None:
+  with path.open("ab") as file:
+    file.write("".join(json.dumps(row) + "\n" for row in made).encode())
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:
@@ -51,6 +66,10 @@ def begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:
 
   Raises: ValueError if rows are there that were made with another one of this name.
   """
+  distributed.of_first(lambda: _begin_with(folder, name, fingerprint))
+
+
+def _begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:
   path = folder / "made_with.json"
   begun = any(file.stat().st_size for file in folder.rglob("*.jsonl"))
   known = json.loads(path.read_text()) if path.is_file() else {}

@@ -14,7 +14,6 @@ from opd_jax import keys, sharding
 from opd_jax.models import attention
 from opd_jax.models import build
 from opd_jax.models import configs
-from opd_jax.models import layers
 
 TINY = dataclasses.replace(configs.NAMED["tiny_weak"], vocab_size=48)
 SMALL = dict(vocab_size=48, embed_dim=32, num_layers=2, num_heads=4, head_dim=8, mlp_dim=48)

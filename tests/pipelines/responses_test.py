@@ -157,6 +157,10 @@ class RunTest(parameterized.TestCase):
                                   self.create_tempdir().full_path)
     same = sorted((source[i] for i in range(len(source))), key=lambda x: x["id"])
     self.assertEqual(same, sorted(found, key=lambda x: x["id"]))
+    # In the order of the file, which that of a source is not: parts of it have no row in common.
+    part = lambda **which: list(builders.rows.splits(
+        train=f"{workdir}/rows.jsonl", **which)["train"]())
+    self.assertEqual(part(rows=1) + part(skip=1, rows=1) + part(skip=2), found)
 
   @functools.cache
   def policy(self, source):

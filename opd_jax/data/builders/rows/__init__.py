@@ -15,12 +15,14 @@ FIELDS = dict(id=str, task=str, level=int, messages=str, answer=str, response=st
               group=str)
 
 
-def splits(*, train: str = "", test: str = "", rows: int = 0, responses: int = 0) -> jsonl.Splits:
+def splits(*, train: str = "", test: str = "", skip: int = 0, rows: int = 0,
+           responses: int = 0) -> jsonl.Splits:
   """Splits over files of rows, rows.jsonl in the workdirs of the runs that made them.
 
   Args:
     train, test: a file, or a folder of them; a split without one does not exist.
-    rows: how many of each split are taken, the first; 0: all.
+    skip: how many of each split are left out, the first.
+    rows: how many are taken, the first of the others; 0: all.
     responses: how many of a row's `group` are taken, the first; 0: all.
   Raises: ValueError, when read, naming file, line and field of what is no row.
   """
@@ -35,7 +37,8 @@ def splits(*, train: str = "", test: str = "", rows: int = 0, responses: int = 0
     return made
 
   found = jsonl.by_path(row, train, test, "id")
-  return {name: (lambda read=read: itertools.islice(read(), rows or None))
+  return {name: (lambda read=read: itertools.islice(
+      read(), skip, skip + rows if rows else None))
           for name, read in found.items()}
 
 
