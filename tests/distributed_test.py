@@ -35,8 +35,7 @@ SETTINGS = (
 CRITIQUES = (
     "total_steps=1", "questions=4", "rollout.max_response=16", "critique.max_response=96",
     "triples=8", "updates=1", "filter=none", "eval.prompts=8", "eval.batch=8", "eval.samples=1",
-    "eval.ks=1",
-    "optimizer.eps=10.0", "optimizer.learning_rate=1.0", "optimizer.weight_decay=0.0",
+    "eval.ks=1", "optimizer.eps=10.0", "optimizer.learning_rate=1.0", "optimizer.weight_decay=0.0",
     "checkpoint.best_metric=eval/mean@1", "writers=jsonl")
 
 

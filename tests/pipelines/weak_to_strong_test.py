@@ -5,8 +5,10 @@ import os
 import pathlib
 import subprocess
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
+import matplotlib
 import ml_collections
 
 from opd_jax.evals import weak_to_strong
@@ -116,6 +118,16 @@ class LaunchTest(absltest.TestCase):
                     weak_to_strong.recovered, weak_to_strong.ratios, weak_to_strong.scaling,
                     weak_to_strong.over_optimization):
       self.assertNotEmpty(picture(study).axes)
+
+  def test_2_the_notebook_draws_them(self):
+    matplotlib.use("Agg")
+    cells = json.loads((ROOT / "notebooks/06_weak_to_strong.ipynb").read_text())["cells"]
+    folders, scope = iter([self.workdir, self.create_tempdir().full_path]), {}
+    with mock.patch.object(tempfile, "mkdtemp", lambda: next(folders)):  # nothing is run again
+      for cell in cells:
+        if cell["cell_type"] == "code":
+          exec("".join(cell["source"]), scope)
+    self.assertIn("eve", scope["study"].methods)
 
   def test_3_what_is_gone_is_made_again_and_nothing_else(self):
     left = (self.stage("samples") / "rows.jsonl").read_bytes()
