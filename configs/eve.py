@@ -35,7 +35,7 @@ def get_config(arg=""):
                     weak_reference_logprob=dict(source="hf:Llama-3.2-1B-sft")),
         rollout=dict(group_size=4, max_prompt=1024, max_response=1024),
         batch=dict(tokens=128 * 2048, buckets=(512, 1024, 2048)),
-        loss=dict(objective="eve", micro_batches=2),  # a prompt's samples a chip of v5e:4x4
+        loss=dict(objective="eve", micro_batches=4),  # a prompt's samples a chip of v5p:2x2x2
         optimizer=dict(learning_rate=1e-6, schedule="cosine", warmup_steps=150),
         verifier=dict(name="instructions"),
         eval=dict(samples=1, ks=(1,), at=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
