@@ -42,7 +42,7 @@ def get_config(arg=""):
             train="magpie.jsonl", test="ifeval.jsonl")),
         verifier=dict(name="instructions"),
         mesh=dict(model=2),
-        rollout=dict(prompts=128, group_size=8, slots=128, max_prompt=4096, max_response=8192,
+        rollout=dict(prompts=128, group_size=8, slots=64, max_prompt=4096, max_response=8192,
                      **ANSWER),
         context=dict(budget=8192, buckets=(4096,), tokens=1 << 17),
         critique=dict(max_response=2048),
