@@ -92,7 +92,7 @@ class WorkdirTest(absltest.TestCase):
       pass
 
   def test_an_unknown_pipeline_names_the_nearest(self):
-    with self.assertRaisesRegex(ValueError, "one of opd, peers, opcd, sft.*'evaluate'"):
+    with self.assertRaisesRegex(ValueError, "'evaluat'; it must be one of opd, .* mean 'evaluate'"):
       main.pick("evaluat")
 
 
