@@ -424,7 +424,10 @@ def _claim() -> ConfigDict:
       metric="",             # of a cell: "eval/mean@8", "curve/area", "gain/mean@8" ...
       effect=0.0,            # as claimed, in units of the metric; its sign is the direction
       margin=0.0,            # > 0: the claim is that it equals `effect`, within this margin
-      experts=_ordered(),    # of kind "experts": domain -> the stage that measures its expert
+      experts=_ordered(),    # of kind "experts": domain -> the stage that measures its expert, or
+                             # what is made of that
+      counting=_ordered(),   # then domain -> the stage that measures the expert itself, which must
+                             # be one for the domain to count; empty: as `experts`
       base="",               # the stage that measures what the experts were made of
       before="", after="",   # stages that measure a teacher before and after its training, if the
                              # claim is about what a student learns of that; "": it is not. Of
@@ -488,7 +491,7 @@ def _changed(defaults: dict[str, Any], changes: Mapping[str, Any]) -> ConfigDict
 # Sections whose keys are names that the file chooses: what each name starts from, or anything.
 NAMED = {"teachers": lambda: _policy(""), "scores": lambda: _policy(""), "claims": _claim,
          "sweeps": _sweep}
-OPEN = ("stages", "methods", "seeds", "follows", "experts")
+OPEN = ("stages", "methods", "seeds", "follows", "experts", "counting")
 
 
 def _merge(config: ConfigDict, changes: Mapping[str, Any], path: str) -> None:

@@ -104,7 +104,7 @@ def withheld(config: ml_collections.ConfigDict, found: Measured,
              claim: ml_collections.ConfigDict) -> str:
   """What stands in place of a verdict that would say nothing; "" for nothing."""
   if claim.kind == "experts":
-    if not experts(found, claim):
+    if not leads(found, claim):
       return "open"
     if not counting(found, claim):
       return "no expert"
@@ -187,10 +187,10 @@ def of_experts(found: Measured, claim: ml_collections.ConfigDict,
   real = counting(found, claim)
   student = {domain: side.values for domain, side in zip(real, sides)}
   best = {domain: (expert, error_of(found.stages[claim.experts[domain]], domain))
-          for domain, (_, expert) in real.items()}
-  leads = {domain: statistics.lead(student[domain], *expert) for domain, expert in best.items()}
-  text = "; ".join(f"{domain} {within(lead, points, sign=True)}" for domain, lead in leads.items())
-  return (text or "-", min((lead.n for lead in leads.values()), default=0),
+          for domain, expert in real.items()}
+  ours = {domain: statistics.lead(student[domain], *expert) for domain, expert in best.items()}
+  text = "; ".join(f"{domain} {within(lead, points, sign=True)}" for domain, lead in ours.items())
+  return (text or "-", min((lead.n for lead in ours.values()), default=0),
           statistics.beats_all(student, best, claim.effect))
 
 
@@ -210,8 +210,9 @@ def unit(claim: ml_collections.ConfigDict) -> Number:
 def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
   """What a claim compares."""
   if claim.kind == "experts":
-    none = [domain for domain in experts(found, claim) if domain not in counting(found, claim)]
-    return (f"`{claim.a}` - the expert of each domain, there (points)"
+    none = [domain for domain in leads(found, claim) if domain not in counting(found, claim)]
+    whose = "what is made of the expert" if claim.counting else "the expert"
+    return (f"`{claim.a}` - {whose} of each domain, there (points)"
             + (f"; without {', '.join(none)}, whose expert is none" if none else ""))
   if claim.kind == "share":
     return f"`{claim.a}` / `{claim.b}`, {claim.metric}"
@@ -222,19 +223,20 @@ def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
   return f"{both}, {labeled(claim.metric)}"
 
 
-def counting(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, tuple[float, float]]:
-  """The experts that are such: domain -> accuracy there of the base, and of the expert."""
-  return {domain: pair for domain, pair in experts(found, claim).items()
-          if pair[1] - pair[0] >= EXPERT_LEAD}
+def counting(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, float]:
+  """Of the domains whose experts are such: domain -> accuracy there of who is to be beaten."""
+  return {domain: metric(found.stages[claim.experts[domain]], f"domain/{domain}")
+          for domain, lead in leads(found, claim).items() if lead >= EXPERT_LEAD}
 
 
-def experts(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, tuple[float, float]]:
-  """Domain -> accuracy there of the base, and of the expert; {} while one is not measured."""
-  if not {claim.base, *claim.experts.values()} <= found.stages.keys():
+def leads(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, float]:
+  """Domain -> by how much its expert beats the base there; {} while one is not measured."""
+  whose = claim.counting or claim.experts
+  if not {claim.base, *claim.experts.values(), *whose.values()} <= found.stages.keys():
     return {}
-  return {domain: (metric(found.stages[claim.base], f"domain/{domain}"),
-                   metric(found.stages[stage], f"domain/{domain}"))
-          for domain, stage in claim.experts.items()}
+  return {domain: metric(found.stages[stage], f"domain/{domain}")
+          - metric(found.stages[claim.base], f"domain/{domain}")
+          for domain, stage in whose.items()}
 
 
 def error_of(result: Mapping[str, Any], domain: str) -> float:

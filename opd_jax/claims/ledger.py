@@ -58,6 +58,10 @@ class Ledger:
       return None
     return found
 
+  def is_stale(self, cell: Cell) -> bool:
+    """Whether there is a result of a cell that no longer holds, or not yet."""
+    return cell.name in self._found and not self.current(cell)
+
   def has_left(self, stage: str) -> bool:
     """Whether a stage's result holds, and what it leaves for others is in the workdir."""
     cell = self.stages[stage]

@@ -46,6 +46,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       worker.kill()
   cells = plan(config, ledger)
   left = [cell.name for cell in cells if not ledger.current(cell)]
+  if config.table and (stale := sum(map(ledger.is_stale, cells))):
+    progress.note(f"{stale} cells in {folder} were made by other code, settings or models, and "
+                  f"{table} may be theirs: it stays as it is until they have run again (or are "
+                  f"removed); to add to theirs, check out the commit that they name")
+    table = pathlib.Path(workdir, "RESULTS.md")
   markdown.write_section(table, config.name, results.render(config, holding(config, ledger), left))
   progress.note(f"{len(cells) - len(left)} of {len(cells)} cells are in {folder}, and the tables "
                 f"in {table}")
@@ -237,6 +242,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     known(f"claims.{name}.a", [claim.a], methods)
     if claim.kind == "experts":
       known(f"claims.{name}.experts", [*claim.experts.values(), claim.base], stages)
+      known(f"claims.{name}.counting", claim.counting.values(), stages)
     elif claim.b or claim.kind != "difference" or not claim.metric.startswith("gain/"):
       known(f"claims.{name}.b", [claim.b], methods + [f"{identity.STAGE}{x}" for x in stages])
     refuse(not claim.effect and not claim.margin,

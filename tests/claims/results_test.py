@@ -177,16 +177,27 @@ class RenderTest(absltest.TestCase):
     # and 8 samples: sqrt(0.24 / 800) = 0.0173, sqrt(0.21 / 800) = 0.0162.
     self.assertEqual(row(text, "beats every")[4:], [
         "sort +10.0 [+6.6, +13.4]; count +5.0 [-7.8, +17.8]", "3", "**inconclusive**"])
-    self.assertEqual(row(text, "sort")[:4], ["sort", "30.0", "60.0 -+ 1.7", "+30.0: yes"])
-    self.assertEqual(row(text, "sort")[5], "+10.0 [+6.6, +13.4]")
+    self.assertEqual(row(text, "sort")[:5],
+                     ["sort", "30.0", "+30.0: yes", "`sorter`", "60.0 -+ 1.7"])
+    self.assertEqual(row(text, "sort")[6], "+10.0 [+6.6, +13.4]")
     self.assertIn("one set of teachers or experts, and one set of held-out prompts", text)
     weak = measured(stages=measured().stages | dict(counter=cell("counter", 0.5, 0.3, 0.4)))
     text = results.render(make(), weak, [])
-    self.assertEqual(row(text, "count")[3], "+10.0: **no**")
+    self.assertEqual(row(text, "count")[2], "+10.0: **no**")
     self.assertEndsWith(row(text, "beats every")[2],
                         "there (points); without count, whose expert is none")
     self.assertEqual(row(text, "beats every")[4:],
                      ["sort +10.0 [+6.6, +13.4]", "3", "**reproduced**"])
+    # What is made of an expert may be weak: the domain counts by the expert.
+    made = make(claims=dict(best=dict(
+        text="beats every", counting=EXPERTS["experts"], **EXPERTS | dict(
+            experts=dict(sort="sorter", count="less")))))
+    text = results.render(made, measured(
+        stages=measured().stages | dict(less=cell("less", 0.5, 0.3, 0.35))), [])
+    self.assertEqual(row(text, "count")[2:5], ["+40.0: yes", "`less`", "35.0 -+ 1.7"])
+    self.assertIn("count +40.0 [", row(text, "beats every")[4])
+    self.assertEndsWith(row(text, "beats every")[2], "what is made of the expert of each domain, "
+                        "there (points)")
     none = measured(stages={name: cell(name, 0.3, 0.3, 0.3) for name in measured().stages})
     self.assertEqual(row(results.render(make(), none, []), "beats every")[4:],
                      ["-", "0", "**no expert**"])

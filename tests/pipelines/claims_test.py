@@ -151,7 +151,8 @@ class ClaimsTest(absltest.TestCase):
     text = pathlib.Path(self.workdir, "RESULTS.md").read_text()
     self.assertIn("configs/claims/g_opd.py:smoke", text)
     self.assertIn(f"From {len(self.names)} cells", text)
-    for word in ("ExOPD > SFT, merging experts", "### `exopd` and each expert on its own domain",
+    for word in ("ExOPD > SFT, merging experts",
+                 "### ExOPD's student beats every expert: domain by domain",
                  "### Tuning of `optimizer.learning_rate`", "| rank correlation |",
                  "teacher tokens"):
       self.assertIn(word, text)
@@ -209,6 +210,25 @@ class SittingTest(parameterized.TestCase):
     self.assertEqual(found, {"methods/two-s0"})
     self.assertRegex(notes, "open, for the same command to go on with: methods/one-s0, .*two-s1")
     self.assertIn("**Not finished**", pathlib.Path(workdir, "RESULTS.md").read_text())
+
+  def test_tables_of_cells_that_no_longer_hold_are_kept_until_all_have_run_again(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    config = small(dict(one=asking()), (0, 1), results=f"{folder}/cells",
+                   table=f"{folder}/TABLE.md")
+    run(config, f"{folder}/first")
+    whole = pathlib.Path(config.table).read_text()
+    self.assertIn("From 2 cells", whole)
+    config.methods.one.eval.seed = 2
+    config.minutes = 0.0
+    _, notes = run(config, f"{folder}/second")
+    self.assertIn("2 cells in", notes)
+    self.assertIn("stays as it is", notes)
+    self.assertEqual(pathlib.Path(config.table).read_text(), whole)
+    self.assertIn("2 cells are open", (folder / "second/RESULTS.md").read_text())
+    config.minutes = 60.0
+    run(config, f"{folder}/second")
+    self.assertNotEqual(pathlib.Path(config.table).read_text(), whole)
+    self.assertIn("From 2 cells", pathlib.Path(config.table).read_text())
 
   def test_no_cell_begins_when_the_time_is_up(self):
     with mock.patch.object(crew, "Worker", autospec=True) as worker:
@@ -294,8 +314,9 @@ class SittingTest(parameterized.TestCase):
       for claim in config.claims.values():
         if claim.primary:
           self.assertLen(config.seeds[claim.a], 10)
-          if config.tune.key in dict(identity.leaves(config.methods[claim.a])):
-            self.assertIn(claim.a, config.tune.methods)
+          for who in {claim.a, claim.b} & set(config.methods):
+            if config.tune.key in dict(identity.leaves(config.methods[who])):
+              self.assertIn(who, config.tune.methods)
       self.assertLen(config.tune.seeds, 2)
     else:
       self.assertEqual((config.results, config.table), ("", ""))
