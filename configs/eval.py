@@ -11,7 +11,8 @@ the exact reverse KL to a teacher if one is named (--config.teacher.source=tiny:
 
 asks what configs/gsm8k_smollm2.py:quick asks, of any model. For its full form add
 --config.rollout.max_prompt=256 --config.rollout.max_response=256. Rows of another JSONL
-file: --config.data.builder_kw.train=FILE and .test=FILE.
+file: --config.data.builder_kw.train=FILE and .test=FILE. :svamp asks the same of SVAMP's word
+problems (OPD_JAX_DATA/svamp/half.jsonl), which are shorter and of one step.
 
     EXTRAS=ifeval bash launch/env.sh
     OPD_JAX_DATA=DIR python -m opd_jax.main --config=configs/eval.py:ifeval --workdir=runs/ifeval \
@@ -32,7 +33,7 @@ from opd_jax import config as configs
 
 
 def get_config(arg=""):
-  form = configs.form(arg, "", "smoke", "gsm8k", "ifeval", "ifbench")
+  form = configs.form(arg, "", "smoke", "gsm8k", "svamp", "ifeval", "ifbench")
   if form in ("ifeval", "ifbench"):
     file = f"{os.environ.get('OPD_JAX_DATA', '.')}/{form}/half.jsonl"
     return configs.evaluate(
@@ -40,9 +41,12 @@ def get_config(arg=""):
         data=dict(builder="instructions", builder_kw=dict(test=file, task=form)),
         rollout=dict(max_prompt=384, max_response=128),
         eval=dict(prompts=256 if form == "ifeval" else 96, samples=1, ks=(1,), batch=32))
-  if form == "gsm8k":
+  if form in ("gsm8k", "svamp"):
     file = pathlib.Path(__file__).with_name("gsm8k_smollm2.py")
     run = runpy.run_path(str(file))["get_config"]("quick").to_dict()
+    if form == "svamp":
+      rows = f"{os.environ.get('OPD_JAX_DATA', '.')}/svamp/half.jsonl"
+      run["data"]["builder_kw"].update(train=rows, test=rows, task="svamp", response="")
     return configs.evaluate(
         student=dict(source="workdir:runs/gsm8k_quick"),
         teacher=dict(source=run["teacher"]["source"]),

@@ -30,7 +30,7 @@ def get_config(arg=""):
             train="problems.jsonl", test="held_out.jsonl", question="question", answer="answer",
             teacher="domain")),
         rollout=dict(prompts=1024, group_size=1, max_prompt=2048, max_response=16384),
-        loss=dict(**loss, micro_batches=64),
+        loss=dict(**loss, micro_batches=8),
         optimizer=dict(learning_rate=1e-5),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),

@@ -27,7 +27,7 @@ def get_config(arg=""):
             train="problems.jsonl", test="held_out.jsonl", question="question", answer="answer")),
         rollout=dict(prompts=16, group_size=64, max_prompt=1024, max_response=1024),
         loss=dict(signal="group_advantage", surrogate="clipped", normalize_std=True,
-                  clipped=dict(low=0.2, high=0.2), reference_kl=0.04, micro_batches=64),
+                  clipped=dict(low=0.2, high=0.2), reference_kl=0.04, micro_batches=8),
         optimizer=dict(learning_rate=1e-6),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),

@@ -27,7 +27,7 @@ def get_config(arg=""):
             train="problems.jsonl", test="held_out.jsonl", question="question", answer="answer")),
         rollout=dict(prompts=1024, group_size=1, max_prompt=2048, max_response=16384),
         batch=dict(tokens=1_179_648, buckets=(4608, 9216, 18432)),
-        loss=dict(micro_batches=64),
+        loss=dict(micro_batches=2),
         optimizer=dict(learning_rate=1e-5),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),

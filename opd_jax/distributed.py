@@ -27,6 +27,8 @@ VARIABLE = "OPD_JAX_DISTRIBUTED"
 
 # A process that says nothing for so long is dead, and the others end: JAX's service sees to it.
 HEARTBEAT_S = 30
+# Bytes that the first process tells the others at a time: they pass through device memory.
+PIECE = 2**24
 # How long the first and the last process may be apart at the start (a pod's hosts boot one by one).
 START_S = 600
 
@@ -112,13 +114,16 @@ def each(function: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any
 
 
 def of_first(function: Callable[[], Any]) -> Any:
-  """function() of the first process, for what all must know alike: whether a file is there.
+  """function() of the first process, for what all must know alike: what a file holds.
 
   All must call this together. Raises: in all processes, what it raised.
   """
   if count() == 1:
     return function()
-  return _agreed(*(_tried(function) if is_first() else (None, None)))[0]
+  value, error = _told(_tried(function) if is_first() else None)
+  if error is not None:
+    raise error
+  return value
 
 
 def _tried(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
@@ -137,8 +142,27 @@ def _agreed(value: Any, error: Exception | None) -> list[Any]:
   return [value for value, _ in found]
 
 
+def _told(value: Any) -> Any:
+  """What the first process calls this with."""
+  data = np.frombuffer(pickle.dumps(value) if is_first() else b"", np.uint8)
+  pieces, rest = multihost_utils.broadcast_one_to_all(
+      np.array(divmod(len(data), PIECE), np.int32)).tolist()
+  found = []
+  for start in range(0, pieces * PIECE + rest, PIECE):
+    left = pieces * PIECE + rest - start
+    room = np.zeros(PIECE if left >= PIECE else 1 << (left - 1).bit_length(), np.uint8)
+    here = data[start:start + PIECE]
+    room[:len(here)] = here
+    # A sum over the processes: it comes back as a wider type.
+    found.append(multihost_utils.broadcast_one_to_all(room)[:left].astype(np.uint8).tobytes())
+  return pickle.loads(b"".join(found))
+
+
 def gather(value: Any) -> list[Any]:
-  """What each process calls this with, in their order. All must call this together."""
+  """What each process calls this with, in their order. All must call this together.
+
+  For little: all of it lies on every device at once.
+  """
   if count() == 1:
     return [value]
   # Between the processes of one run a pickle is safe, and rows and verdicts are not all JSON.

@@ -3,6 +3,12 @@
 import gc
 import os
 
+# Nearly all of the tests' time is XLA's: it is asked for code quickly, here and in child processes,
+# not for quick code. Before JAX is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 "
+                      "--xla_llvm_disable_expensive_passes=true")
+
+# pylint: disable=wrong-import-position
 from absl import flags
 import jax
 import pytest

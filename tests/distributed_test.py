@@ -21,7 +21,7 @@ import numpy as np
 from opd_jax import distributed, keys, main, pipelines, sharding
 from opd_jax.data import loader
 from opd_jax.models import hf, source
-from opd_jax.pipelines import opcd
+from opd_jax.pipelines import opcd, stages
 
 ROOT = pathlib.Path(__file__).parents[1]
 LONGEST_S = 900  # a step of a test on a busy machine; who waits longer waits for ever
@@ -49,10 +49,8 @@ def start(command, processes, devices):
   """Starts Python processes that know each other; one that is alone is told nothing."""
   port, started = free_port(), []
   for i in range(processes):
-    env = os.environ | {  # what is computed here is small, and compiling it should be quick
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-                     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+                        "JAX_NUM_CPU_DEVICES": str(devices)}
     if processes > 1:
       env[distributed.VARIABLE] = f"127.0.0.1:{port},{processes},{i}"
     started.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, text=True,
@@ -80,7 +78,7 @@ def done(workdir):
   return max((line["step"] for line in lines(workdir) if "loss/total" in line), default=0)
 
 
-class RunTest(absltest.TestCase):
+class RunTest(parameterized.TestCase):
 
   def finish(self, started, code=0):
     said = [process.communicate(timeout=LONGEST_S)[0] for process in started]
@@ -116,17 +114,22 @@ class RunTest(absltest.TestCase):
     self.assertIn("SIGTERM: saved after", said[0])
     self.assertNotIn("SIGTERM: saved after", said[1])  # the first speaks for all
 
-    stopped = done(many)
-    started = run(many, 90, processes=2, devices=4)
-    self.wait_for(stopped + 2, many, started)
-    killed = time.monotonic()
-    started[1].kill()
-    said = started[0].communicate(timeout=LONGEST_S)[0]
-    self.assertLess(time.monotonic() - killed, 60.0)
-    self.assertNotIn(started[0].returncode, (0, None))
-    self.assertRegex(said, f"resuming after {stopped} steps")
-    self.assertRegex(said, "another task died|this process cannot go on")
-    started[1].communicate()
+    # One is killed, the last or the first, which also keeps the list of the others.
+    for killed, told in ((1, "another task died|this process cannot go on"),
+                         (0, "coordination service|leader|another task died|cannot go on")):
+      before = done(many)
+      started = run(many, 90, processes=2, devices=4)
+      self.wait_for(before + 2, many, started)
+      since = time.monotonic()
+      started[killed].kill()
+      other = started[1 - killed]
+      said = other.communicate(timeout=LONGEST_S)[0]
+      self.assertLess(time.monotonic() - since, 60.0)
+      self.assertNotIn(other.returncode, (0, None))
+      self.assertRegex(said, told)
+      if other is started[0]:
+        self.assertRegex(said, f"resuming after {before} steps")
+      started[killed].communicate()
 
     # On from its last checkpoint: in as many processes, in one on the same mesh, and on one device.
     last = done(many)
@@ -141,22 +144,50 @@ class RunTest(absltest.TestCase):
     self.assert_same(learned(many), learned(alone))
     self.assert_same(lines(many)[:1] + lines(many)[-1:], lines(alone)[:1] + lines(alone)[-1:])
 
-
   def test_two_processes_of_opcd_make_and_learn_the_same_triples(self):
     alone, many = (self.create_tempdir().full_path for _ in range(2))
-    for workdir, processes, devices in ((many, 2, 2), (alone, 1, 4)):
-      self.finish(start(["-m", "opd_jax.main", "--config=configs/opcd.py:smoke",
-                         f"--workdir={workdir}", *(f"--config.{x}" for x in CRITIQUES)],
-                        processes, devices))
+    train = lambda workdir, *how: start(
+        ["-m", "opd_jax.main", "--config=configs/opcd.py:smoke", f"--workdir={workdir}",
+         *(f"--config.{x}" for x in CRITIQUES)], *how)
+    started, made = train(many, 2, 2), opcd.folder(many, 0) / "answers.jsonl"
+    while not (made.is_file() and made.stat().st_size):
+      for process in started:
+        self.assertIsNone(process.poll(), process.returncode and process.communicate()[0])
+      time.sleep(0.1)
+    started[1].send_signal(signal.SIGTERM)
+    self.assertIn("SIGTERM: stopped", self.finish(started)[0])
+    answers = made.read_text()
+    self.finish(train(many, 2, 2))
+    self.assertStartsWith(made.read_text(), answers)
+    self.finish(train(alone, 1, 4))
     ours, theirs = (opcd.read(workdir, 0) for workdir in (many, alone))
     self.assertLen(ours, 8)
     self.assertEqual(ours, theirs)
     self.assertTrue(any(triple["kept"] for triple in ours))
+    self.assert_same(lines(many)[-1:], lines(alone)[-1:])
+
+  @parameterized.parameters(("strong_samples", "rows.jsonl"), ("sft", "teacher_samples.jsonl"))
+  def test_two_processes_make_the_same_rows_and_learn_the_same_of_them(self, name, file):
+    alone, many = (self.create_tempdir().full_path for _ in range(2))
+    for workdir, processes, devices in ((many, 2, 1), (alone, 1, 2)):
+      self.finish(start(["-m", "opd_jax.main", f"--config=configs/{name}.py:smoke",
+                         f"--workdir={workdir}", "--config.writers=jsonl"], processes, devices))
+    ours, theirs = (stages.read(pathlib.Path(workdir, file)) for workdir in (many, alone))
+    for one, other in zip(ours, theirs, strict=True):
+      for group in (one, other):
+        group["group"] = json.loads(group.get("group", "[]"))
+      groups = one.pop("group"), other.pop("group")
+      self.assertEqual(one, other)
+      for x, y in zip(*groups, strict=True):
+        self.assertEqual(x.pop("response"), y.pop("response"))
+        self.assertEqual(x.keys(), y.keys())
+        np.testing.assert_allclose(list(x.values()), list(y.values()), rtol=1e-4, atol=1e-4)
     self.assert_same(lines(many), lines(alone))
 
 
 TALK = """
 import sys
+import numpy as np
 from opd_jax import distributed, main
 from opd_jax.data import loader
 distributed.initialize()
@@ -184,6 +215,7 @@ print(dict(
     each=distributed.each(half, range(5)), few=distributed.each(half, [1]),
     wrong=refused(lambda: distributed.each(half, range(8))),
     gather=distributed.gather("x" * (me * 1000)), of_first=distributed.of_first(lambda: me),
+    much=distributed.of_first(lambda: np.arange(5_000_000) % 251 * (1 - me)).sum().item(),
     of_first_wrong=refused(lambda: distributed.of_first(mine)),
     anyone=[distributed.anyone(me == 1), distributed.anyone(False)],
     alike=refused(lambda: distributed.check_alike("config", "a" if me else "b")),
@@ -217,6 +249,7 @@ class TalkTest(absltest.TestCase):
     self.assertEqual(found["wrong"], "ValueError: no seven")
     self.assertEqual(found["gather"], ["", "x" * 1000])
     self.assertEqual(found["of_first"], 0)
+    self.assertEqual(found["much"], (np.arange(5_000_000) % 251).sum())  # 40 MB, in three pieces
     self.assertEqual(found["of_first_wrong"], "OSError: disk full")
     self.assertEqual(found["anyone"], [True, False])
     self.assertIn("config of process 1 is not that of process 0", found["alike"])

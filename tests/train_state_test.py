@@ -3,9 +3,7 @@
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
-import optax
 
 from opd_jax import config as configs
 from opd_jax import sharding, train_state

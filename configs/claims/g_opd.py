@@ -151,7 +151,7 @@ def get_config(arg=""):
       s2w_exopd=distilled(1.25, "stage:base", False, **strong),
       s2w_exopd_rc=distilled(1.25, "stage:teacher_before", False, **strong))
   same = ("same_sft", "same_opd", "same_exopd")
-  seeds = dict.fromkeys(("sft", "s2w_sft", *same), 5) | dict(**dict.fromkeys(LAMS, 3)) | dict.fromkeys(
+  seeds = dict.fromkeys(("sft", "s2w_sft", *same), 5) | dict.fromkeys(LAMS, 3) | dict.fromkeys(
       ("opd", "exopd", "s2w_opd", "s2w_exopd", "s2w_exopd_rc"), 10)
 
   def above(text, a, b, paper, **changes):

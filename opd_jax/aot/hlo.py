@@ -91,7 +91,8 @@ def costs(text: str, turns: float = 1.0) -> Costs:
     turns: how often an outermost loop is taken to turn if its text does not say; one within
       another is taken to turn once.
   """
-  walk = _Walk(_computations(text), turns, int(_after(text.split("\n", 1)[0], "num_partitions=") or 1))
+  partitions = int(_after(text.split("\n", 1)[0], "num_partitions=") or 1)
+  walk = _Walk(_computations(text), turns, partitions)
   walk.computation(walk.entry, 1.0, ())
   return Costs(walk.flops, walk.hbm, tuple(walk.collectives), tuple(walk.loops))
 
@@ -317,17 +318,19 @@ def _splash(op: Op) -> str:
 
 
 def _attention(kind: str, sides: list[Shape]) -> tuple[float, float]:
-  """FLOPs of a causal attention kernel, and bytes that it reads more than once.
+  """FLOPs of a causal attention kernel, and bytes that it reads again, after the first time.
 
   Pairs of blocks that the causal mask empties are skipped. Each block of one side (queries; of
-  `dkv` keys) reads those of the other side's two arrays that it meets.
+  `dkv` keys) reads those of the other side's two arrays that it meets, for every head.
 
   Args:
-    sides: the operands; which block comes next [1, n, n], ..., queries [..., heads, length, dim].
+    sides: the operands; which block comes next [1, n, n], ..., queries [..., heads, length, dim],
+      keys and values of as many heads or fewer.
   """
-  n, queries = sides[0].dims[-1], sides[2]
+  n, queries, keys, values = sides[0].dims[-1], *sides[2:5]
   flops = 2.0 * math.prod(queries.dims) * queries.dims[-2] * (n + 1) / (2 * n)
-  return SPLASH[kind] * flops, queries.bytes * (n + 1)
+  once = 2 * queries.bytes if kind == "dkv" else keys.bytes + values.bytes
+  return SPLASH[kind] * flops, queries.bytes * (n + 1) - once
 
 
 def _needed(ops: dict[str, Op], i: int) -> float:

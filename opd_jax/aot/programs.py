@@ -1,4 +1,4 @@
-"""The functions of a run, built from shapes: one function a pipeline, in the order of a step."""
+"""The functions of a run, built from shapes: of each pipeline its parts, in the order of a step."""
 
 from collections.abc import Callable
 import functools
@@ -17,14 +17,17 @@ from opd_jax.losses import divergences
 from opd_jax.models import build, decoding, surgery
 from opd_jax.models.configs import NAMED, REPOSITORIES, of_repository
 from opd_jax.models.layers import KVCache
-from opd_jax.pipelines import given, in_context, objective, offline, on_policy, opd, scoring
-from opd_jax.pipelines import teachers
+from opd_jax.pipelines import (given, in_context, judge, objective, offline, on_policy, opcd, opd,
+                               scoring, teachers)
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines.policy import Policy
 from opd_jax.rollouts import engine, slots
 from opd_jax.rollouts.batch import Batch
 from opd_jax.rollouts.sampler import Sampling
 from opd_jax.teachers import contexts
+
+
+WORD = 2  # tokens of a judge's word at the most; its tokenizer may not be here
 
 
 class Tokens(NamedTuple):
@@ -168,7 +171,34 @@ def batch_of(report: Report, rows: int, prompt: int, response: int, **more: Any)
                put(bool, response), **{name: put(dtype, response) for name, dtype in more.items()})
 
 
-class Run(NamedTuple):
+class Parts(NamedTuple):
+  """The parts of a pipeline. What `begin` finds out, the others are told."""
+
+  begin: Callable[[ml_collections.ConfigDict, Report], Any]
+  sample: Callable[[ml_collections.ConfigDict, Any, Report], None]    # rollouts, and their judge
+  learn: Callable[[ml_collections.ConfigDict, Any, Report], None]     # asking teachers, updates
+  evaluate: Callable[[ml_collections.ConfigDict, Any, Report], None]  # what a step has not done yet
+
+
+def compile_all(config: ml_collections.ConfigDict, report: Report) -> None:
+  """All functions of a run, added to the report."""
+  parts = PIPELINES[config.pipeline]
+  run = parts.begin(config, report)
+  for part in parts[1:]:
+    part(config, run, report)
+
+
+def learned(config: ml_collections.ConfigDict) -> tuple[int, int]:
+  """Rows of a batch, which loss.micro_batches divides, and the responses of each."""
+  if config.pipeline == "sft":
+    group = given.of(config).group_size
+    return loader.rows_in(max(config.batch.buckets), config.batch.tokens // group), group
+  section = config.rollout
+  return (config.triples if config.pipeline == "opcd" else
+          section.prompts * section.group_size), 1
+
+
+class Distillation(NamedTuple):
   """A run of pipelines/opd.py before its first step."""
 
   who: teachers.Asked
@@ -178,15 +208,8 @@ class Run(NamedTuple):
   heads: Any              # of the teachers, for a loss over the vocabulary
 
 
-def on_policy_distillation(config: ml_collections.ConfigDict, report: Report) -> None:
-  """pipelines/opd.py: rollout, score, grade, update."""
-  run = begin(config, report)
-  sample(config, run, report)
-  learn(config, run, report)
-
-
-def begin(config: ml_collections.ConfigDict, report: Report) -> Run:
-  """What lies on the devices from the start."""
+def begin_distillation(config: ml_collections.ConfigDict, report: Report) -> Distillation:
+  """pipelines/opd.py: what lies on the devices from the start."""
   objective.check(config)
   who = asked(config)
   state, optimizer = hold_state(config, who.student, report,
@@ -203,26 +226,24 @@ def begin(config: ml_collections.ConfigDict, report: Report) -> Run:
     report.held["teachers' heads"] = heads
   if config.teacher_memory == "device":
     report.held |= params
-  return Run(who, state, optimizer, params, heads)
+  return Distillation(who, state, optimizer, params, heads)
 
 
-def sample(config: ml_collections.ConfigDict, run: Run, report: Report) -> None:
+def sample_responses(config: ml_collections.ConfigDict, run: Distillation, report: Report) -> None:
   """A step's rollout."""
   section = config.rollout
   rows = section.prompts * section.group_size
   rollout(report, "student", run.who.student, run.state.params, section, section, rows, 1.0)
 
 
-def learn(config: ml_collections.ConfigDict, run: Run, report: Report) -> None:
+def distill(config: ml_collections.ConfigDict, run: Distillation, report: Report) -> None:
   """A step's scoring and its updates."""
   section, loss, who = config.rollout, config.loss, run.who
   rows = section.prompts * section.group_size
   policies.check_rows("rollout.prompts x rollout.group_size", rows, report.mesh,
                       loss.micro_batches)
-  batch = batch_of(report, rows, section.max_prompt, section.max_response,
-                   sampler_logprobs=np.float32)
-  if len(who.teachers) > 1:
-    batch = batch.replace(teacher_id=shape(report.mesh, (rows,), np.int32, "data"))
+  batch = routed(batch_of(report, rows, section.max_prompt, section.max_response,
+                          sampler_logprobs=np.float32), run, report)
   report.held["batch"] = batch
   ask = opd.make_score(config, who)
   asks = objective.asks_teacher(loss)
@@ -244,42 +265,94 @@ def learn(config: ml_collections.ConfigDict, run: Run, report: Report) -> None:
   update = on_policy.make_update(config, opd.make_loss(config, who.student), opd.describe,
                                  run.optimizer, run.state)
   report.add("update", update, run.state, batch, run.heads, times=loss.updates_per_batch)
+  del report.held["batch"]
 
 
-def critiques(config: ml_collections.ConfigDict, report: Report) -> None:
-  """pipelines/opcd.py; a step: one round of rollout.prompts questions, an update on triples."""
-  section, loss = config.rollout, config.loss
-  rows = section.prompts * section.group_size
-  policies.check_rows("rollout.prompts x rollout.group_size", rows, report.mesh)
-  policies.check_rows("triples", config.triples, report.mesh, loss.micro_batches)
+def routed(batch: Batch, run: Distillation, report: Report) -> Batch:
+  """The batch with each row's teacher, if there are several."""
+  if len(run.who.teachers) < 2:
+    return batch
+  return batch.replace(teacher_id=shape(report.mesh, (batch.mask.shape[0],), np.int32, "data"))
+
+
+def evaluate_distillation(config: ml_collections.ConfigDict, run: Distillation,
+                          report: Report) -> None:
+  """Exact divergences from the teachers; evaluations sample as steps do."""
+  if not run.who.teachers:
+    return
+  section = config.rollout
+  batch = routed(batch_of(report, config.eval.batch * config.eval.samples, section.max_prompt,
+                          section.max_response, sampler_logprobs=np.float32), run, report)
+  report.held["batch"] = batch
+  models = tuple(policy.model for policy in run.who.teachers.values())
+  gap = opd.make_gap(config, run.who.student, models)
+  names = list(map(teachers.label, run.who.teachers))
+  together = config.teacher_memory == "device"
+  for names_here in [names] if together else [[name] for name in names]:
+    report.add("evaluation: KL from " + " and ".join(names_here), gap, run.state.params,
+               tuple(run.params[name] if name in names_here else None for name in names), batch,
+               times=0.0)
+  del report.held["batch"]
+
+
+class Critiques(NamedTuple):
+  """A run of pipelines/opcd.py before its first epoch."""
+
+  student: Policy
+  state: train_state.TrainState
+  optimizer: Any
+  cast: dict[str, tuple[Policy, Any]]  # critic and judge, where they are not the student
+
+
+def begin_critiques(config: ml_collections.ConfigDict, report: Report) -> Critiques:
+  """pipelines/opcd.py; a step is one round of rollout.prompts questions, an update on triples."""
   student = outline(config.student, config.model)
   in_context.check_lengths(config, student)
   state, optimizer = hold_state(config, student, report, 1)
-  itself = student, state.params
   cast = {}
   for name in ("critic", "judge"):
     if config[name].source:
       policy = outline(config[name], config.model)
       cast[name] = policy, parameters(policy, report)
       report.held[name] = cast[name][1]
+  return Critiques(student, state, optimizer, cast)
+
+
+def talk(config: ml_collections.ConfigDict, run: Critiques, report: Report) -> None:
+  """Answers, critiques, refinements, and what the judge says."""
+  section = config.rollout
+  rows = section.prompts * section.group_size
+  policies.check_rows("rollout.prompts x rollout.group_size", rows, report.mesh)
+  itself = run.student, run.state.params
   change = lambda **new: ml_collections.ConfigDict(section.to_dict() | dict(group_size=1) | new)
   longer = dict(max_prompt=config.context.budget, prompt_buckets=tuple(config.context.buckets))
   rollout(report, "student answers", *itself, section, section, rows, 1.0)
   if config.control != "none":
-    rollout(report, "critic", *cast.get("critic", itself),
+    rollout(report, "critic", *run.cast.get("critic", itself),
             change(**longer, max_response=config.critique.max_response), config.critique, rows, 1.0)
   rollout(report, "student refines", *itself, change(**longer), config.refine, rows, 1.0)
+  if config.rubric:
+    policy, params = run.cast.get("judge", itself)
+    cases, words = opcd.cases(config, report.mesh), len(judge.WORDS)
+    batch = batch_of(report, cases * words, in_context.widths(config.context)[-1], WORD)
+    report.add(f"judge of {cases} cases", jax.jit(functools.partial(
+        judge.word_logprobs, policy.model)), params, batch, times=math.ceil(rows / cases))
 
+
+def learn_critiques(config: ml_collections.ConfigDict, run: Critiques, report: Report) -> None:
+  """The teacher reads behind the critiques; an update."""
+  section, loss = config.rollout, config.loss
+  policies.check_rows("triples", config.triples, report.mesh, loss.micro_batches)
   batch = batch_of(report, config.triples, section.max_prompt, section.max_response, learn=bool)
   if loss.surrogate in divergences.KINDS:
-    batch, heads = read_behind(config, student.model, state.params, batch, report)
+    batch, heads = read_behind(config, run.student.model, run.state.params, batch, report)
   else:
     batch = batch.replace(advantage=shape(report.mesh, (config.triples,), np.float32, "data"))
     heads = None
   report.held["batch"] = batch
-  update = on_policy.make_update(config, opd.make_loss(config, student), opd.describe, optimizer,
-                                 state)
-  report.add("update", update, state, batch, heads)
+  update = on_policy.make_update(config, opd.make_loss(config, run.student), opd.describe,
+                                 run.optimizer, run.state)
+  report.add("update", update, run.state, batch, heads)
 
 
 def read_behind(config: ml_collections.ConfigDict, model: Any, params: Any, batch: Batch,
@@ -307,45 +380,71 @@ def read_behind(config: ml_collections.ConfigDict, model: Any, params: Any, batc
   return report.add("teacher's words", whole, batch, found, gained), (head,)
 
 
-def given_responses(config: ml_collections.ConfigDict, report: Report) -> None:
-  """pipelines/offline.py: who is asked about the data, an update on the longest bucket."""
-  student, objective = outline(config.student, config.model), given.of(config)
-  size, group = max(config.batch.buckets), objective.group_size
-  rows = loader.rows_in(size, config.batch.tokens // group) * group
-  learner = {"student": parameters(student, report)}  # it is there before anyone is asked
-  policies.check_rows(f"batch.tokens // {group} responses // bucket = {config.batch.tokens} // "
-                      f"{group} // {size}", rows // group, report.mesh, config.loss.micro_batches)
+class Given(NamedTuple):
+  """A run of pipelines/offline.py."""
+
+  student: Policy
+  learner: dict[str, Any]  # its parameters: they are there before anyone is asked
+
+
+def begin_given(config: ml_collections.ConfigDict, report: Report) -> Given:
+  """pipelines/offline.py; a step is an update on the longest bucket."""
+  student = outline(config.student, config.model)
+  return Given(student, {"student": parameters(student, report)})
+
+
+def ask_teachers(config: ml_collections.ConfigDict, run: Given, report: Report) -> None:
+  """Teachers answer a data set."""
   for name, section in teachers.sections(config).items():
     policy = outline(section, config.model)
     params = parameters(policy, report)
-    report.held = learner | {teachers.label(name): params}
+    report.held = run.learner | {teachers.label(name): params}
     sampled = config.rollout.prompts * config.rollout.group_size
     rollout(report, teachers.label(name), policy, params, config.rollout, config.rollout, sampled,
             1.0)
+
+
+def learn_given(config: ml_collections.ConfigDict, run: Given, report: Report) -> None:
+  """Who is asked how likely responses are, and an update."""
+  objective, size = given.of(config), max(config.batch.buckets)
+  groups, group = learned(config)
+  policies.check_rows(f"batch.tokens // {group} responses // bucket = {config.batch.tokens} // "
+                      f"{group} // {size}", groups, report.mesh, config.loss.micro_batches)
   for name, section in (*config.scores.items(), *[("reference", config.reference)] * bool(
       config.reference.source)):
     policy = outline(section, config.model)
     params = parameters(policy, report)
-    report.held = learner | {name: params}
+    report.held = run.learner | {name: params}
     asked = scoring.batch_rows(size, config, report.mesh)
     report.add(f"{name} of {asked} rows", jax.jit(functools.partial(
         scoring.totals, policy.model, config.loss.micro_batches)), params,
-        batch_of(report, asked, 1, size - 1, learn=bool), times=rows / asked)
+        batch_of(report, asked, 1, size - 1, learn=bool), times=groups * group / asked)
   report.held = {}
-  state, optimizer = hold_state(config, student, report, config.total_steps)
-  grouped = lambda *dims: (rows // group, group, *dims)
+  state, optimizer = hold_state(config, run.student, report, config.total_steps)
+  grouped = lambda *dims: (groups, group, *dims)
   batch = jax.tree.map(lambda x: shape(report.mesh, grouped(*x.shape[1:]), x.dtype, "data"),
-                       batch_of(report, rows, 1, size - 1, learn=bool))
+                       batch_of(report, groups * group, 1, size - 1, learn=bool))
   column = shape(report.mesh, grouped(), np.float32, "data")
   batch = given.Given(batch, reference=column if objective.name == "dpo" else None,
                       weight=column if objective.name == "eve" else None)
   report.held["batch"] = batch
   report.add("update", offline.make_update(
-      config, functools.partial(given.loss, student.model, config.loss),
+      config, functools.partial(given.loss, run.student.model, config.loss),
       functools.partial(given.describe, config.loss), given.count(config), optimizer, state),
       state, batch, None)
+  del report.held["batch"]
 
 
-PIPELINES: dict[str, Callable[[ml_collections.ConfigDict, Report], None]] = {
-    "opd": on_policy_distillation, "opcd": critiques, "sft": given_responses,
+def evaluate_given(config: ml_collections.ConfigDict, run: Given, report: Report) -> None:
+  """The student samples: nothing else of a step does."""
+  section = ml_collections.ConfigDict(config.rollout.to_dict() | dict(
+      group_size=config.eval.samples))
+  rollout(report, "evaluation", run.student, report.held["student"], section, config.eval,
+          config.eval.batch * config.eval.samples, 0.0)
+
+
+PIPELINES: dict[str, Parts] = {
+    "opd": Parts(begin_distillation, sample_responses, distill, evaluate_distillation),
+    "opcd": Parts(begin_critiques, talk, learn_critiques, lambda *_: None),
+    "sft": Parts(begin_given, ask_teachers, learn_given, evaluate_given),
 }

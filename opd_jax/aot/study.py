@@ -50,16 +50,16 @@ def report_of(config: ml_collections.ConfigDict, topology: str) -> Report:
 
 
 def compiled(config: ml_collections.ConfigDict, topology: str,
-             functions: Callable[..., None] | None = None) -> Report:
+             functions: Callable[..., None] = programs.compile_all) -> Report:
   """Compiles the functions of a run, until one does not fit.
 
   Args:
-    functions: (config, report) -> None, which of them; all of its pipeline by default.
+    functions: (config, report) -> None, which of them.
   """
   report = report_of(config, topology)
   with jax.set_mesh(report.mesh):
     try:
-      (functions or programs.PIPELINES[config.pipeline])(config, report)
+      functions(config, report)
     except DoesNotFit:
       pass  # the last row says what
   return report
@@ -74,13 +74,12 @@ def changed(config: ml_collections.ConfigDict,
   return other
 
 
-def partly(config: ml_collections.ConfigDict, topology: str,
-           part: Callable[[ml_collections.ConfigDict, programs.Run, Report], None],
+def partly(config: ml_collections.ConfigDict, topology: str, part: str,
            changes: dict[str, Any]) -> Report:
-  """One part of a step of pipeline 'opd', with a changed config."""
-  config = changed(config, changes)
-  return compiled(config, topology, lambda config, report: part(
-      config, programs.begin(config, report), report))
+  """One part of a run, of the names in programs.Parts, with a changed config."""
+  parts = programs.PIPELINES[config.pipeline]
+  return compiled(changed(config, changes), topology, lambda config, report: getattr(parts, part)(
+      config, parts.begin(config, report), report))
 
 
 def lines(config: ml_collections.ConfigDict, topology: str, report: Report) -> list[str]:
@@ -153,7 +152,7 @@ def advice(report: Report) -> str:
   if "update" in row.name:
     return (f"{least}: raise loss.micro_batches, as far as every chip of the data axis has a row; "
             "then model.remat='full'; then mesh.model, which also splits a row's activations")
-  if "score" in row.name or "reads" in row.name:
+  if any(word in row.name for word in ("score", "reads", "judge", "KL from")):
     return (f"{least}: raise loss.micro_batches (context.tokens lower, for OPCD), then mesh.model; "
             "teacher_memory='host' keeps one teacher at a time")
   return (f"{least}: lower rollout.slots, set rollout.kv_dtype='int8', or raise mesh.model, which "
@@ -162,33 +161,32 @@ def advice(report: Report) -> str:
 
 def beyond(config: ml_collections.ConfigDict, topology: str) -> list[str]:
   """How many slots of the engine, and rows of a micro-batch, fit: by compiling for them."""
-  if config.pipeline != "opd" or chips.devices(topology)[1].memory is None:
-    return ["Largest batch: only of pipeline 'opd', on chips of known memory."]
-  rows = config.rollout.prompts * config.rollout.group_size
+  if chips.devices(topology)[1].memory is None:
+    return ["Largest batch: only on chips of known memory."]
   data = report_of(config, topology).mesh.shape["data"]
-
-  def slots(count: int) -> Report:
-    return partly(config, topology, programs.sample, {"rollout.slots": count * data})
-
-  def micro(count: int) -> Report:
-    return partly(config, topology, programs.learn,
-                  {"loss.micro_batches": rows // (count * data)})
-
-  # As many as divide the rows: a last part that is not full costs as much.
-  sizes = [n for n in range(1, rows // data + 1) if rows // data % n == 0]
-  most, found = largest(slots, sizes)
-  parts, learned = largest(micro, sizes)
-  return [
-      f"Slots of the engine that fit: {most * data}, {most} a chip of the data axis, "
-      f"{found / GIB:.4g} GiB at the peak (rollout.slots={most * data}).",
-      f"Rows of a micro-batch that fit: {parts * data}, {parts} a chip of the data axis, "
-      f"{learned / GIB:.4g} GiB at the peak (loss.micro_batches="
-      f"{rows // (parts * data) if parts else 0}). A batch of more rows has more micro-batches: "
-      f"what it keeps itself is {kept(config) / 2**20:.3g} MiB a row."]
+  # Of a chip of the data axis, as many as divide its rows: a last part that is not full costs as
+  # much.
+  sizes = lambda rows: [n for n in range(1, rows // data + 1) if rows // data % n == 0]
+  out = []
+  if config.pipeline != "sft":  # whose steps do not sample
+    most, found = largest(lambda count: partly(
+        config, topology, "sample", {"rollout.slots": count * data}),
+        sizes(config.rollout.prompts * config.rollout.group_size))
+    out.append(f"Slots of the engine that fit: {most * data}, {most} a chip of the data axis, "
+               f"{found / GIB:.4g} GiB at the peak (rollout.slots={most * data}).")
+  rows, group = programs.learned(config)
+  parts, found = largest(lambda count: partly(
+      config, topology, "learn", {"loss.micro_batches": rows // (count * data)}), sizes(rows))
+  whose = f" of {group} responses each" if group > 1 else ""
+  out.append(f"Rows{whose} of a micro-batch that fit: {parts * data}, {parts} a chip of the data "
+             f"axis, {found / GIB:.4g} GiB at the peak (loss.micro_batches="
+             f"{rows // (parts * data) if parts else 0}). A batch of more rows has more "
+             f"micro-batches: what it keeps itself is {kept(config) / 2**20:.3g} MiB a response.")
+  return out
 
 
 def kept(config: ml_collections.ConfigDict) -> float:
-  """Bytes that a row of a batch takes on its chip, whatever the micro-batches."""
+  """Bytes that a response of a batch takes on its chip, whatever the micro-batches."""
   tokens = config.rollout.max_prompt + config.rollout.max_response
   return tokens * (4 + 1) + config.rollout.max_response * (3 * 4 + 1)
 
@@ -225,16 +223,14 @@ def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list
   spreads all gradients, so what a chip sends should be that of a micro-batch times their number,
   which is rows / n: it falls as 1/n too, but for the factor (n - 1) / n of a gather.
 
-  Raises: ValueError for another pipeline than 'opd', and for rows that a pod does not divide.
+  Raises: ValueError for rows that a pod does not divide.
   """
-  if config.pipeline != "opd":
-    raise ValueError(f"pipeline is {config.pipeline!r}; --scaling knows only 'opd'")
-  rows = config.rollout.prompts * config.rollout.group_size
+  rows, _ = programs.learned(config)
   table, first = [], None
   for topology in topologies:
     mesh = report_of(config, topology).mesh
     parts = max(rows // mesh.shape["data"], 1)
-    report = partly(config, topology, programs.learn, {"loss.micro_batches": parts})
+    report = partly(config, topology, "learn", {"loss.micro_batches": parts})
     whole, peak = step(report), max(row.total for row in report.rows)
     first = first or {"flops": whole["flops"] * mesh.size, "sent": whole["sent"] * mesh.size}
     share = lambda name: f"{whole[name] * mesh.size / first[name]:.3f}" if first[name] else ""

@@ -182,5 +182,5 @@ def answered(workdir: str) -> int:
   if not path.is_file():
     return 0
   tokenizer = tokenizers.load(pathlib.Path(workdir, "model"))
-  return sum(len(tokenizer.encode(json.loads(line)["response"])) + 1
-             for line in path.read_text().splitlines())
+  return sum(len(tokenizer.encode(text)) + 1 for row in stages.read(path)
+             for text in row["responses"] if text)

@@ -23,18 +23,18 @@ class Mask(NamedTuple):
   segments: Array | None = None  # i32[B, S], if they say the same: a token sees its own, backwards
 
 
-def mask(queries: Array, keys: Array, index: Array, window: int | None, cached: bool) -> Mask:
+def mask(queries: Array, keys: Array, index: Array, window: int | None) -> Mask:
   """The mask of a call.
 
   Args:
     queries: i32[B, S], segment ids of the tokens of this call; 0 is padding.
-    keys: i32[B, C], segment ids of all slots.
+    keys: i32[B, C], segment ids of all slots. As many as queries: they are the queries' own.
     index: i32[], slot of the first query.
     window: how many slots back a query sees, its own included; None for all.
-    cached: whether slots may hold more than the queries.
   """
   narrow = window is not None and window < keys.shape[1]
-  return Mask(seen(queries, keys, index, window), None if cached or narrow else queries)
+  alone = queries.shape == keys.shape and not narrow
+  return Mask(seen(queries, keys, index, window), queries if alone else None)
 
 
 def seen(queries: Array, keys: Array, index: Array, window: int | None) -> Array:
@@ -94,8 +94,12 @@ def splash(q: Array, k: Array, v: Array, segments: Array, interpret: bool = Fals
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
   rows, length, heads, dim = q.shape
   kv_heads = k.shape[2]
-  block = min(BLOCK, -(-length // LANES) * LANES)
-  size = -(-length // block) * block
+  if sharding.shards("heads", heads) > sharding.shards("kv_heads", kv_heads):
+    k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))  # cut as the queries are
+    kv_heads = heads
+  count = -(-length // BLOCK)
+  block = -(-length // (count * LANES)) * LANES  # of equal size: little is padding
+  size = count * block
   blocks = kernels.BlockSizes(**dict.fromkeys(
       ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv",
        "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block))

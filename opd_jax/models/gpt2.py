@@ -126,8 +126,7 @@ class GPT2(nn.Module):
     x += jnp.take(self.positions, positions, axis=0).astype(self.dtype)
     x = constrain(x, "batch", "length", "act_embed")
     index, kv, seen = layers.slots(cache, segment_ids)
-    mask = attention.mask(segment_ids, seen, index, self.config.sliding_window,
-                          cache is not None)
+    mask = attention.mask(segment_ids, seen, index, self.config.sliding_window)
     x, kv = self.blocks(x, kv, index, None, mask)
     if cache is not None:
       cache = KVCache(kv, seen, index + tokens.shape[1])

@@ -178,7 +178,7 @@ def apart(compute: Callable[[Any], Any], x: Any, some: Array) -> Any:
 
 def attend_cached(q: Array, k: Array, v: Array, cache: LayerCache, index: Array,
                   mask: Mask) -> tuple[Array, LayerCache]:
-  """Writes k and v at slot `index` of the cache, then attends over all of its slots.
+  """Writes k and v at slot `index` of the cache, and attends over all of its slots.
 
   Args:
     q: [B, S, H, head_dim].
@@ -197,11 +197,13 @@ def attend_cached(q: Array, k: Array, v: Array, cache: LayerCache, index: Array,
     # Or the update would be fused into the cast that reads it, which leaves the old cache in use,
     # and so copied whole.
     cache = apart(functools.partial(write, index), cache, index)
-  if q.shape[1] > 1:
+  if q.shape[1] == 1:
+    return _attend_one(q, cache, mask.seen), cache
+  if k.shape[1] < cache.keys.shape[2]:  # else these are all that there are
     whole = lambda x, scale: (x if scale is None else x * scale[..., None]).astype(q.dtype)
-    return attention.attend(q, whole(cache.keys, cache.key_scale).swapaxes(1, 2),
-                  whole(cache.values, cache.value_scale).swapaxes(1, 2), mask), cache
-  return _attend_one(q, cache, mask.seen), cache
+    k, v = (whole(cache.keys, cache.key_scale).swapaxes(1, 2),
+            whole(cache.values, cache.value_scale).swapaxes(1, 2))
+  return attention.attend(q, k, v, mask), cache
 
 
 def _attend_one(q: Array, cache: LayerCache, mask: Array) -> Array:

@@ -125,8 +125,7 @@ class Transformer(nn.Module):
     x = constrain(x, "batch", "length", "act_embed")
     index, kv, seen = layers.slots(cache, segment_ids)
     angles = self._angles(positions, length or seen.shape[1], index)
-    mask = attention.mask(segment_ids, seen, index, self.config.sliding_window,
-                          cache is not None)
+    mask = attention.mask(segment_ids, seen, index, self.config.sliding_window)
     x, kv = self.blocks(x, kv, index, angles, mask)
     if cache is not None:
       cache = KVCache(kv, seen, index + tokens.shape[1])

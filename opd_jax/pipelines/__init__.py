@@ -24,7 +24,7 @@ PIPELINES = {
 }
 
 # Those that several processes can run together.
-SEVERAL = ("opd", "peers", "opcd", "sft", "evaluate")
+SEVERAL = ("opd", "peers", "opcd", "sft", "responses", "evaluate")
 
 
 def pick(name: str) -> Any:

@@ -213,11 +213,22 @@ def assemble(config: ml_collections.ConfigDict, student: policies.Policy,
   judged = None
   if config.rubric:
     judged = judges.make(judge, judges.read_rubric(config.rubric),
-                         in_context.widths(config.context), rows, mesh)
+                         in_context.widths(config.context), cases(config, mesh), mesh)
   return critiques.Cast(
       answer=speaks(student, rollout, rollout), refine=speaks(student, longer, config.refine),
       criticize=None if config.control == "none" else speaks(critic, brief, config.critique),
       critic=whose, judge=judged, judging=judging)
+
+
+def cases(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
+  """Cases that the judge is asked about at a time: a rollout's, but no more tokens than
+  context.tokens allow a teacher who reads (a case is read once a word)."""
+  rows, data = config.rollout.prompts * config.rollout.group_size, mesh.shape["data"]
+  if not config.context.tokens:
+    return rows
+  width = in_context.widths(config.context)[-1]
+  block = contexts.block_rows(config.context.tokens // len(judges.WORDS), width, 0, data)
+  return min(block, rows)
 
 
 def check_fits(config: ml_collections.ConfigDict, who: str, policy: policies.Policy,

@@ -52,7 +52,7 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
   models = tuple(teacher.model for teacher in named.values())
   whose = teacher_params.frozen(tuple(teacher.params for teacher in named.values()))
   ask = make_score(config, asked)
-  gap = jax.jit(functools.partial(reverse_kl, student.model, models))
+  gap = make_gap(config, student, models)
   each = teachers.MEMORY[config.teacher_memory]
 
   def scored(state, batch):
@@ -90,6 +90,22 @@ def make_score(config: ml_collections.ConfigDict, asked: teachers.Asked) -> Call
 def make_loss(config: ml_collections.ConfigDict, student: policies.Policy) -> Callable[..., Any]:
   """(params, batch, teachers' heads) -> (loss, columns)."""
   return functools.partial(loss, student.model, config.loss)
+
+
+def make_gap(config: ml_collections.ConfigDict, student: policies.Policy,
+             models: Sequence[Any]) -> Callable[..., Array]:
+  """The compiled `reverse_kl` of an evaluation: (student's params, teachers', batch) -> f32[B, T].
+
+  At a time of no more rows than a micro-batch of an update has.
+  """
+  most = config.rollout.prompts * config.rollout.group_size // config.loss.micro_batches
+
+  def gap(student_params: Any, params: Sequence[Any], batch: Batch) -> Array:
+    return batches.in_parts(
+        lambda part: reverse_kl(student.model, models, student_params, params, part),
+        batches.parts(batch.mask.shape[0], most), batch)
+
+  return jax.jit(gap)
 
 
 def head(model: Any, params: Any) -> Array:

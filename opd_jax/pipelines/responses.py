@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import keys, progress, sharding, verifiers
+from opd_jax import distributed, keys, progress, sharding, verifiers
 from opd_jax.data import builders, chat
 from opd_jax.data.builders import rows as made
 from opd_jax.pipelines import policy as policies
@@ -61,7 +61,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                        f"asks for ({found}); look at them in {workdir}")
     metrics = {f"rows/{name}": value for name, value in (
         found | dict(asked=len(rows), kept=len(kept)) | describe(kept)).items()}
-    write(pathlib.Path(workdir, made.FILE), kept)
+    if distributed.is_first():
+      write(pathlib.Path(workdir, made.FILE), kept)
     stack.enter_context(Writer(workdir, config, 0)).write(0, metrics)
   progress.note(f"the rows are in {workdir}/{made.FILE}")
   progress.table("rows", [name.removeprefix("rows/") for name in metrics],

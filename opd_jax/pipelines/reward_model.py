@@ -173,7 +173,7 @@ def asker(config: ml_collections.ConfigDict, policy: policies.Policy,
         part = places[start:start + size]
         rows = [members[i] for i in part] + [None] * (size - len(part))
         batch = given.as_batch(rows, length, policy.tokenizer.pad_id)
-        values = jax.device_get(compiled(params, jax.device_put(batch, sharding.of_batch(mesh))))
+        values = sharding.fetch(compiled(params, sharding.put(batch, sharding.of_batch(mesh))))
         found[part] = values[:len(part)]
     return found
 

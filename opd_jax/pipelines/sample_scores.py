@@ -53,16 +53,15 @@ def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: Ve
     verify: of the run; it rewards the rival's responses too.
     mesh, workdir: of the run.
     evaluate: samples, and leaves its records in the workdir.
-  Raises: ValueError for guarded data, several processes, a model that is called "student", and a
-    rival that answers other prompts.
+  Raises: ValueError for guarded data, a model that is called "student", and a rival that answers
+    other prompts.
   """
   section = config.eval
   if not section.scores and not section.rival.rows:
     return evaluate
-  if builders.is_guarded(config.data) or distributed.count() > 1:
-    raise ValueError("eval.scores and eval.rival read the texts of samples from disk, in one "
-                     f"process; of the data {config.data.builder!r} they may not be there, or here "
-                     f"are several processes ({distributed.count()}); leave them empty")
+  if builders.is_guarded(config.data):
+    raise ValueError("eval.scores and eval.rival read the texts of samples from disk; of the data "
+                     f"{config.data.builder!r} they may not be there; leave them empty")
   if STUDENT in section.scores:
     raise ValueError(f"eval.scores has a model called {STUDENT!r}, which is the name of who is "
                      "trained; choose another")
@@ -79,7 +78,7 @@ def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: Ve
   def scored(params: Any, name: str) -> dict[str, float]:
     metrics = evaluate(params, name)
     path = pathlib.Path(workdir, "eval", f"{name}.json")
-    records = json.loads(path.read_text())["records"]
+    records = distributed.of_first(lambda: json.loads(path.read_text()))["records"]
     if asks:
       whose = {STUDENT: params} | {other: policy.params for other, policy in others.items()}
       metrics |= score(rows, records, {who: lambda *said, ask=ask, held=whose[who]: ask(held, *said)
@@ -88,9 +87,10 @@ def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: Ve
       for record, reward in zip(records, rival, strict=True):
         record["wins"] = [float(x > reward) + 0.5 * (x == reward) for x in record["rewards"]]
       metrics["win_rate"] = float(np.mean([record["wins"] for record in records]))
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"metrics": metrics, "records": records}, indent=1))
-    aside.rename(path)
+    if distributed.is_first():
+      aside = path.with_suffix(".tmp")
+      aside.write_text(json.dumps({"metrics": metrics, "records": records}, indent=1))
+      aside.rename(path)
     return metrics
 
   return scored
@@ -167,7 +167,7 @@ def asker(config: ml_collections.ConfigDict, policy: policies.Policy, mesh: Mesh
         some = members[start:start + size]
         batch = given.as_batch([member for _, member in some] + [None] * (size - len(some)), length,
                                tokenizer.pad_id)
-        values = jax.device_get(compiled(params, jax.device_put(batch, sharding.of_batch(mesh))))
+        values = sharding.fetch(compiled(params, sharding.put(batch, sharding.of_batch(mesh))))
         for (i, member), row in zip(some, values):
           first = len(member["prompt_ids"]) - 1  # columns begin behind the row's first token
           found[i] = row[first:first + len(member["response_ids"])]

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 import ml_collections
 
-from opd_jax import distributed, keys, progress, sharding
+from opd_jax import keys, progress, sharding
 from opd_jax.data import loader
 from opd_jax.losses import masked
 from opd_jax.pipelines import given
@@ -54,13 +54,8 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
     field: the name of the number, and of the file WORKDIR/FIELDs.jsonl.
     source: rows with a `group`.
     mesh: rows are spread over its `data` axis.
-  Raises: ValueError if the workdir has numbers of other weights or rows, or here are several
-    processes.
+  Raises: ValueError if the workdir has numbers of other weights or rows.
   """
-  if distributed.count() > 1:
-    raise ValueError(f"{section.source} is asked about a data set in one process, and here are "
-                     f"{distributed.count()}; give its numbers as data (field {field!r} of each "
-                     f"response), or start on one host without {distributed.VARIABLE}")
   key = keys.at(keys.root(config.seed), "init")
   stages.begin_with(pathlib.Path(workdir), f"weights asked for {field}",
                     policies.fingerprint(section, key))
@@ -95,7 +90,7 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
         part = members[k:k + size]
         asked = [member for _, _, member in part] + [None] * (size - len(part))
         batch = given.as_batch(asked, length, tokenizer.pad_id)
-        values = jax.device_get(function(jax.device_put(batch, sharding.of_batch(mesh))))
+        values = sharding.fetch(function(sharding.put(batch, sharding.of_batch(mesh))))
         for (i, j, _), value in zip(part, values):
           found[i][j] = float(value)
     return [{"id": row["id"], "logprobs": values} for row, values in zip(rows, found)]

@@ -77,8 +77,8 @@ def prepare(config: ml_collections.ConfigDict, asked: teachers.Asked, mesh: Mesh
   manifest = folder / "manifest.json"
   if not manifest.is_file() or _open(config, folder, made_from)[1].any():
     if distributed.count() > 1:
-      raise ValueError(f"the teacher cache {folder} is not whole, and several processes cannot make "
-                       "it together; run the config in one first")
+      raise ValueError(f"the teacher cache {folder} is not whole, and several processes cannot "
+                       "make it together; run the config in one first")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
       if not manifest.is_file():

@@ -1,22 +1,24 @@
 """Responses of the teachers to the prompts of a data set, sampled once and kept in the workdir."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+import itertools
 import json
 import pathlib
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 import ml_collections
 
-from opd_jax import distributed, keys, progress
+from opd_jax import keys, progress
 from opd_jax.data import builders, loader
 from opd_jax.pipelines import policy as policies
-from opd_jax.pipelines import responder, teachers
+from opd_jax.pipelines import responder, stages, teachers
 from opd_jax.rollouts.sampler import Sampling
 
 FILE = "teacher_samples.jsonl"
 
-Row = dict[str, Any]
+Row = stages.Row
 
 
 def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str) -> list[Row]:
@@ -24,59 +26,70 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
 
   Sampled as `rollout` says, rollout.group_size responses a prompt, by one teacher after another:
   one is in memory at a time, and its tokenizer may be its own. Prompts longer than
-  rollout.max_prompt, and responses that are empty or did not end, are left out and counted. A
-  run that is resumed reads what it sampled; of guarded data nothing is kept, and it samples anew.
+  rollout.max_prompt, and responses that are empty or did not end, are left out and counted. A run
+  that is resumed goes on behind the last batch.chunk prompts that were answered; of guarded data
+  nothing is kept, and it samples anew.
 
   Raises: ValueError if there is nothing to learn from, if a row names a teacher there is not, and
-    in several processes.
+    if the workdir has answers of other weights or to other rows.
   """
-  path = pathlib.Path(workdir, FILE)
-  if distributed.count() > 1:
-    raise ValueError(f"teachers answer a data set in one process, and here are "
-                     f"{distributed.count()}; give the answers as data (data.builder='jsonl'), or "
-                     f"start on one host without {distributed.VARIABLE}")
-  if builders.is_guarded(config.data):
-    rows = list(by_all(config, source, mesh))
-  else:
-    if not path.is_file():
-      aside = path.with_suffix(".tmp")
-      with aside.open("w") as file:
-        for row in by_all(config, source, mesh):
-          file.write(json.dumps(row) + "\n")
-      aside.rename(path)
-    with path.open() as file:
-      rows = [json.loads(line) for line in file]
-  if not rows:
+  root, sections, folder = keys.root(config.seed), teachers.sections(config), pathlib.Path(workdir)
+  rows = [source[i] for i in range(len(source))]
+  owners = [loader.teacher_id(row, tuple(sections)) for row in rows]
+  order = sorted(range(len(rows)), key=lambda i: owners[i])  # of each teacher in a row
+  path = None if builders.is_guarded(config.data) else folder / FILE
+  if path:
+    for i, (name, section) in enumerate(sections.items()):
+      stages.begin_with(folder, f"{teachers.label(name)}'s weights",
+                        policies.fingerprint(section, keys.at(root, "init", 1 + i)))
+    stages.begin_with(folder, "rows asked", stages.contents(
+        (rows[i]["id"], rows[i]["messages"], owners[i]) for i in order))
+
+  here: dict[int, Callable[..., list[Row]]] = {}  # the teacher in memory
+
+  def make(start: int, stop: int) -> list[Row]:
+    made = []
+    for who, part in itertools.groupby(order[start:stop], key=lambda i: owners[i]):
+      if who not in here:
+        here.clear()
+        here[who] = load(config, who, mesh)
+      made += here[who]([rows[i] for i in part],
+                        jax.random.fold_in(keys.at(root, "rollout", who), start))
+    return made
+
+  said = stages.rows(path, len(rows), config.batch.chunk, make)
+  out = [{**rows[i], "id": f"{rows[i]['id']}/{j}", "response": text}
+         for i, answers in zip(order, said) for j, text in enumerate(answers["responses"]) if text]
+  heard = [answers["responses"] for answers in said if answers["responses"]]
+  progress.note(f"teachers answered {len(heard)} of {len(rows)} prompts "
+                f"{config.rollout.group_size}x: {len(out)} of {sum(map(len, heard))} responses "
+                "ended and are learned")
+  if not out:
     raise ValueError(f"no response of a teacher ended within rollout.max_response="
                      f"{config.rollout.max_response} tokens; raise it")
-  return rows
+  return out
 
 
-def by_all(config: ml_collections.ConfigDict, source: Any, mesh: Mesh) -> Iterator[Row]:
-  """The responses of one teacher after another."""
-  for i, (name, section) in enumerate(teachers.sections(config).items()):
-    key = keys.at(keys.root(config.seed), "init", 1 + i)
-    policy = policies.load(section, config.model, key, mesh)
-    policies.check_lengths(policy, teachers.label(name), config.rollout)
-    yield from sampled(config, i, policy, source, mesh)
+def load(config: ml_collections.ConfigDict, who: int,
+         mesh: Mesh) -> Callable[[Sequence[Row], jax.Array], list[Row]]:
+  """Teacher number `who`, as a function from rows and a key to what it says.
 
-
-def sampled(config: ml_collections.ConfigDict, who: int, policy: policies.Policy, source: Any,
-            mesh: Mesh) -> Sequence[Row]:
-  """The responses of one teacher, number `who`, to the rows that name it."""
-  rollout, names = config.rollout, tuple(teachers.sections(config))
-  rows = [row for row in (source[i] for i in range(len(source)))
-          if loader.teacher_id(row, names) == who]
+  Which is a row each, its id and the texts of the responses: none if its prompt is too long, "" in
+  the place of one that did not end.
+  """
+  rollout, group = config.rollout, config.rollout.group_size
+  name, section = list(teachers.sections(config).items())[who]
+  policy = policies.load(section, config.model, keys.at(keys.root(config.seed), "init", 1 + who),
+                         mesh)
+  policies.check_lengths(policy, teachers.label(name), rollout)
   respond = responder.make(
       policy, rollout, Sampling(rollout.temperature, rollout.top_k, rollout.top_p),
-      rollout.prompts, mesh, rollout.group_size)
-  said = respond(policy.params, [json.loads(row["messages"]) for row in rows],
-                 keys.at(keys.root(config.seed), "rollout", who))
-  out = [{**rows[place // rollout.group_size],
-          "id": f"{rows[place // rollout.group_size]['id']}/{place % rollout.group_size}",
-          "response": response.text}
-         for place, response in enumerate(said) if response and response.ended and response.text]
-  asked = len([response for response in said if response])
-  progress.note(f"a teacher answered {asked // rollout.group_size} of {len(source)} prompts "
-                f"{rollout.group_size}x: {len(out)} of {asked} responses ended and are learned")
-  return out
+      rollout.prompts, mesh, group)
+
+  def answer(rows: Sequence[Row], key: jax.Array) -> list[Row]:
+    said = respond(policy.params, [json.loads(row["messages"]) for row in rows], key)
+    return [dict(id=row["id"], responses=[x.text if x.ended else "" for x in
+                                          said[i * group:(i + 1) * group] if x])
+            for i, row in enumerate(rows)]
+
+  return answer

@@ -109,6 +109,9 @@ def in_turn(function: Ask, params: Sequence[Any], carry: Any) -> Any:
 
 
 MEMORY = {"device": at_once, "host": in_turn}
+# Keys of data.builder_kw that give rows the names of teachers; rows that a stage has made may have
+# them anyway.
+NAMING = ("teacher", "teachers", "route")
 
 
 def check_names(config: ml_collections.ConfigDict) -> None:
@@ -124,7 +127,9 @@ def check_names(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"`teachers` has the name {name!r}, and files are named after it; use "
                        "letters, digits, '_' and '-' alone")
   data, names = config.data, tuple(sections(config))
-  if not config.teachers and not {"teacher", "teachers"} & set(data.builder_kw):
+  named = lambda builder, settings: builder == "rows" or any(map(settings.get, NAMING))
+  if not config.teachers and not named(data.builder, data.builder_kw) and not (
+      named(data.eval_builder, data.eval_builder_kw)):
     return  # the rows have no names, and large data need not be read through
   for source in (builders.open_source(data.builder, data.builder_kw, data.train_split, data.cache),
                  builders.open_eval(data)):

@@ -118,6 +118,16 @@ def in_parts(function: Callable[[Any], Any], count: int, rows: Any) -> Any:
   return function(rows) if count == 1 else join(jax.lax.map(function, split(rows, count)))
 
 
+def parts(rows: int, most: int) -> int:
+  """Into how many equal parts `rows` must be cut to have no more than `most` each.
+
+  Every device of the `data` axis keeps as many rows as the others, and at least one.
+  """
+  own = rows // sharding.shards("batch", rows)
+  whole = max(most * own // rows, 1)  # rows of a part on one device
+  return next(n for n in range(1, own + 1) if own % n == 0 and own // n <= whole)
+
+
 def routed(functions: Sequence[Callable[[Any, Array], tuple[Any, Any]]], choice: Array | None,
            rows: Any) -> tuple[Any, Any]:
   """Every row through the one function that it chooses, and through no other.

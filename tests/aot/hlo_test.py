@@ -146,14 +146,19 @@ ENTRY %main (n: s8[1,4,4]) -> bf16[6,512,64] {{
   %n = s8[1,4,4]{{2,1,0}} parameter(0)
   %m = s8[1,4,4]{{2,1,0}} parameter(1)
   %q = bf16[6,512,64]{{2,1,0}} parameter(2)
-  ROOT %splash_mha_{kind}_segmented.1 = bf16[6,512,64]{{2,1,0}} custom-call(%n, %m, %q)
+  %k = bf16[2,512,64]{{2,1,0}} parameter(3)
+  %v = bf16[2,512,64]{{2,1,0}} parameter(4)
+  ROOT %splash_mha_{kind}_segmented.1 = bf16[6,512,64]{{2,1,0}} custom-call(%n, %m, %q, %k, %v)
 }}
 """
     found, size = hlo.costs(text), 6 * 512 * 64
     visited = sum(1 for i in range(4) for j in range(4) if j <= i)
     self.assertEqual(found.flops, products * 2 * visited * 6 * 128 * 128 * 64)
-    read_again = visited * 2 * size * 2 / 4  # a pair of bfloat16 blocks, each a quarter
-    self.assertEqual(found.hbm, 2 * 16 + 2 * (2 * size) + read_again)
+    met = visited * 2 * size * 2 / 4  # a pair of bfloat16 blocks, each a quarter of an array
+    # Queries and what comes out are read or written once; so are keys and values by `dkv`, which
+    # meets queries again and again, and a gradient as large as these, no operand of this text.
+    other = 2 * size * 2 / 3 - 2 * size * 2 if kind == "dkv" else 0
+    self.assertEqual(found.hbm, 2 * 16 + 2 * (2 * size) + met + other)
 
   @parameterized.parameters((7, 5, 3, 2, 1, 2, 1), (4, 4, 4, 3, 0, 4, 1), (9, 3, 6, 1, 2, 1, 2))
   def test_positions_of_a_window_are_those_that_meet_an_input(self, size, kernel, out, stride, low,

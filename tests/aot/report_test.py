@@ -88,7 +88,7 @@ class ReportTest(absltest.TestCase):
     super().setUpClass()
     child = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4",
                           "JAX_PLATFORMS": "cpu"})
     assert child.returncode == 0, child.stderr[-4000:]
     cls.found = json.loads(child.stdout.splitlines()[-1])

@@ -2,18 +2,22 @@
 
 import contextlib
 import io
+import math
 import pathlib
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from opd_jax import config as configs
-from opd_jax.aot import chips, programs, study
+from opd_jax.aot import chips, programs, report, study
 from opd_jax.models import configs as models
 
 ROOT = pathlib.Path(__file__).parents[2]
+TINY = configs.on_policy(rollout=dict(prompts=2, group_size=1, max_prompt=8, max_response=8),
+                         loss=dict(surrogate="reverse_kl"))
 
 
 def fitting(limit):
@@ -37,14 +41,76 @@ class StudyTest(parameterized.TestCase):
     self.assertLessEqual(len(tried), 4)
 
   def test_a_tiny_run_is_reported_from_shapes_alone(self):
+    made, compiled = [], study.compiled
+    keep = lambda *args: made.append(compiled(*args)) or made[-1]
     said = io.StringIO()
-    config = configs.on_policy(rollout=dict(prompts=2, group_size=1, max_prompt=8, max_response=8),
-                               loss=dict(surrogate="reverse_kl"))
-    with contextlib.redirect_stdout(said):
-      self.assertTrue(study.run(config, "cpu:1", sweep=False, largest=False))
+    with mock.patch.object(study, "compiled", keep), contextlib.redirect_stdout(said):
+      self.assertTrue(study.run(TINY, "cpu:1"))
     for wanted in ("student: prefill of 2 prompts", "student: decode 16 steps", "| score |",
-                   "| update |", "teachers' heads", "KV cache"):
+                   "| update |", "| evaluation: KL from teacher |", "teachers' heads", "KV cache"):
       self.assertIn(wanted, said.getvalue())
+
+    # The same on chips that are too small.
+    small = made[0]
+    small.chip = small.chip._replace(
+        memory=next(row.total for row in small.rows if row.name == "update") - 1)
+    said = io.StringIO()
+    with mock.patch.object(study, "compiled", lambda *args: small), \
+        contextlib.redirect_stdout(said):
+      self.assertFalse(study.run(TINY, "cpu:1"))
+    self.assertRegex(said.getvalue(), r"\| update \|.*\| no \|")
+    self.assertIn("It does not fit. ", said.getvalue())
+
+  @parameterized.parameters(
+      ("update", "raise loss.micro_batches"), ("score", "context.tokens lower"),
+      ("judge of 8 cases", "context.tokens lower"),
+      ("evaluation: KL from teacher", "micro_batches"),
+      ("student: decode 16 steps", "lower rollout.slots"))
+  def test_what_does_not_fit_comes_with_what_to_change(self, name, told):
+    row = SimpleNamespace(name=name, total=3 * 2**30)
+    report = SimpleNamespace(rows=[row], chip=SimpleNamespace(memory=2**30), fits=lambda _: False)
+    self.assertRegex(study.advice(report), f"{name} needs 3 GiB of 1: .*{told}")
+
+  @parameterized.parameters(
+      ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.21G of 15.75G hbm. "
+       "Exceeded hbm capacity by 4.46G.", 20.21 * 2**30),
+      ("RESOURCE_EXHAUSTED: allocation (512.00M) is larger than what is left", 2**29),
+      ("RESOURCE_EXHAUSTED: no more", math.inf))
+  def test_what_a_compiler_wanted_is_read_from_its_words(self, words, found):
+    self.assertAlmostEqual(report.wanted(words), found)
+
+  def test_meshes_are_ranked_by_time_and_those_that_do_not_fit_come_last(self):
+    seconds = {("nothing", 1): 5.0, ("dots", 1): 3.0}
+
+    def compiled(config, topology):
+      self.assertEqual(config.mesh.data, -1)
+      key = config.model.remat, config.mesh.model
+      if key not in seconds:
+        raise ValueError("rows do not go round")
+      row = SimpleNamespace(name="update", total=2**30, times=1.0, problem="",
+                            costs=SimpleNamespace(flops=1e12, sent=0.0))
+      return SimpleNamespace(rows=[row], fits=lambda _: True,
+                             seconds=lambda _: {"compute": seconds[key]})
+
+    with mock.patch.object(study, "compiled", compiled), \
+        mock.patch.object(study, "REMAT", ("nothing", "dots", "full")):
+      found = study.swept(TINY, "cpu:1")[-1].splitlines()[2:]
+    self.assertEqual([[x.strip() for x in line.split("|")[2:7]] for line in found],
+                     [["dots", "1 (update)", "1", "3", "fits"],
+                      ["nothing", "1 (update)", "1", "5", "fits"],
+                      ["full", "", "", "", "rows do not go round"]])
+
+  def test_twice_the_devices_do_half_the_work_each(self):
+    child = subprocess.run(
+        [sys.executable, "-m", "opd_jax.aot", "--config=configs/opd.py:smoke", "--topology=cpu:2",
+         "--scaling=cpu:1,cpu:2"], capture_output=True, text=True, cwd=ROOT, check=False)
+    self.assertEqual(child.returncode, 0, child.stderr[-2000:])
+    one, two = ([x.strip() for x in line.split("|")[1:-1]]
+                for line in child.stdout.strip().splitlines()[-2:])
+    self.assertEqual((one[:2], two[:2]), (["cpu:1", "1"], ["cpu:2", "2"]))
+    self.assertEqual(one[4], "1.000")
+    self.assertAlmostEqual(float(two[4]), 1.0, delta=0.01)  # of all FLOPs
+    self.assertGreater(float(two[5]), 0.0)  # sent
 
   @parameterized.parameters(
       ("v9:2x2", "topology is 'v9:2x2'; wanted KIND:SHAPE"),

@@ -218,7 +218,7 @@ class DevicesTest(parameterized.TestCase):
 
   def test_eight_devices_equal_one(self):
     env = os.environ | {"JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+                        "JAX_NUM_CPU_DEVICES": "8"}
     script = f"import runpy; runpy.run_path({__file__!r})['on_devices']()"
     child = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     self.assertEqual(child.returncode, 0, child.stderr)

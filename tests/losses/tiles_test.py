@@ -146,7 +146,7 @@ class MeshTest(parameterized.TestCase):
   @parameterized.parameters(64, 63)
   def test_eight_devices_equal_one_and_hold_only_their_share_of_a_tile(self, vocabulary):
     env = os.environ | {"JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+                        "JAX_NUM_CPU_DEVICES": "8"}
     child = subprocess.run([sys.executable, "-c", SCRIPT, str(vocabulary)], env=env,
                            capture_output=True, text=True)
     self.assertEqual(child.returncode, 0, child.stderr)

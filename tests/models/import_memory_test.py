@@ -82,10 +82,9 @@ class ImportMemoryTest(parameterized.TestCase):
 
   @parameterized.parameters((1, 1), (4, 2))
   def test_host_holds_the_largest_tensor_at_most_twice(self, data, model):
-    flags = f"--xla_force_host_platform_device_count={data * model}"
     out = subprocess.run(
         [sys.executable, "-c", SCRIPT, self.warm, self.folder, str(data), str(model)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}, check=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(data * model)}, check=True,
         capture_output=True, text=True).stdout
     result = json.loads(out)
     self.assertGreaterEqual(result["held"], self.total)

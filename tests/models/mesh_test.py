@@ -16,7 +16,7 @@ SCRIPT = """
 import dataclasses, json, tempfile
 import jax, jax.numpy as jnp, numpy as np
 from opd_jax import keys, sharding
-from opd_jax.models import build, configs, hf, layers, surgery
+from opd_jax.models import attention, build, configs, hf, layers, surgery
 
 SMALL = dict(vocab_size=64, embed_dim=64, num_layers=4, num_heads=8, head_dim=8, mlp_dim=48)
 CONFIGS = {
@@ -69,6 +69,19 @@ for name, config in CONFIGS.items():
         dropped=equal(dropped["blocks"], jax.tree.map(lambda x: x[kept], alone["blocks"])),
         dropped_spec=tuple(dropped["blocks"]["mlp"]["up"].sharding.spec),
         sliced=equal(sliced["embedding"], np.asarray(alone["embedding"])[:61]))
+
+# The kernel of TPUs, interpreted: heads are cut, and keys and values with them or (of 2 heads on 4
+# devices) repeated first.
+rng = np.random.default_rng(0)
+q, k, v = (jnp.asarray(rng.normal(size=(4, 130, heads, 64)), jnp.float32) for heads in (4, 2, 2))
+segments = jnp.asarray(np.arange(130) >= 3 * np.arange(4)[:, None], jnp.int32)
+want = attention.in_blocks(q, k, v, attention.seen(segments, segments, jnp.int32(0), None))
+for data, tensor in ((4, 2), (2, 4)):
+  with jax.set_mesh(sharding.make_mesh(data, tensor)):
+    got = jax.jit(lambda *x: attention.splash(*x, interpret=True))(q, k, v, segments)
+  result[f"splash {data}x{tensor}"] = dict(
+      error=float((np.abs(got - want) * segments[:, :, None, None]).max()),
+      spec=tuple(got.sharding.spec))
 print(json.dumps(result))
 """
 
@@ -81,7 +94,7 @@ class MeshTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     env = os.environ | {"JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+                        "JAX_NUM_CPU_DEVICES": "8"}
     child = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
     if child.returncode:
       raise AssertionError(child.stderr)
@@ -90,6 +103,12 @@ class MeshTest(parameterized.TestCase):
   @parameterized.parameters(*(f"qwen3 {mesh}" for mesh in MESHES), "gpt2 4x2")
   def test_prefill_and_decode_equal_one_device(self, case):
     self.assertLess(self.result[case]["error"], 1e-5)
+
+  @parameterized.parameters("4x2", "2x4")
+  def test_the_kernel_of_tpus_on_every_devices_own_heads_equals_plain_attention(self, mesh):
+    result = self.result[f"splash {mesh}"]
+    self.assertLess(result["error"], 1e-4)
+    self.assertEqual(result["spec"][:3], ["data", None, "model"])
 
   @parameterized.parameters(*MESHES)
   def test_parameters_are_born_and_read_sharded_and_equal(self, mesh):

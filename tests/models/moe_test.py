@@ -242,7 +242,7 @@ class MeshTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     env = os.environ | {"JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+                        "JAX_NUM_CPU_DEVICES": "8"}
     child = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(SMALL)], env=env,
                            capture_output=True, text=True)
     if child.returncode:

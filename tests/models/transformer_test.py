@@ -110,9 +110,11 @@ class TransformerTest(parameterized.TestCase):
 
     def call(dtype, cached, window, dim=64):
       q, ids = jnp.zeros((1, 6, 2, dim), dtype), jnp.ones((1, 6), jnp.int32)
+      held = jnp.ones((1, 6 + cached), jnp.int32)
+      k = jnp.zeros((1, 6 + cached, 2, dim), dtype)
       with mock.patch.object(jax, "default_backend", return_value="tpu"), \
           mock.patch.object(attention, "splash", lambda q, *_: asked.append(1) or q):
-        attention.attend(q, q, q, attention.mask(ids, ids, jnp.int32(0), window, cached))
+        attention.attend(q, k, k, attention.mask(ids, held, jnp.int32(0), window))
       return bool(asked) and asked.pop() == 1
 
     self.assertTrue(call(jnp.bfloat16, False, None))

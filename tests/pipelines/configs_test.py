@@ -78,11 +78,12 @@ class SmokeTest(parameterized.TestCase):
                               config.rollout.max_prompt + config.rollout.max_response)
       self.assertEqual(config.batch.tokens, config.rollout.prompts * max(config.batch.buckets))
 
-  def test_eval_of_gsm8k_takes_any_jsonl_file_and_model(self):
-    rows = [json.dumps(dict(id=str(i), question=f"{i} + 1 = ?", solution="Add.", answer=str(i + 1)))
+  @parameterized.parameters(("gsm8k", dict(solution="Add.")), ("svamp", dict(equation="1 + 1")))
+  def test_eval_of_word_problems_takes_any_jsonl_file_and_model(self, form, more):
+    rows = [json.dumps(dict(id=str(i), question=f"{i} + 1 = ?", answer=str(i + 1), **more))
             for i in range(8)]
     file = self.create_tempfile("rows.jsonl", "\n".join(rows)).full_path
-    config = load("eval", "gsm8k")
+    config = load("eval", form)
     config.data.builder_kw.update(train=file, test=file)
     config.update(dict(student=dict(source="tiny:student"), teacher=dict(source="tiny:teacher"),
                        rollout=dict(max_response=8), eval=dict(prompts=4, batch=4)))

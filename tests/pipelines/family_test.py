@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+from types import SimpleNamespace
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -17,10 +18,10 @@ from safetensors import numpy as safetensors
 
 from opd_jax import config as configs
 from opd_jax import keys, main, preemption, sharding, train_state
-from opd_jax.data import loader
+from opd_jax.data import builders, loader
 from opd_jax.pipelines import objective, opd
 from opd_jax.pipelines import policy as policies
-from opd_jax.pipelines import teacher_samples
+from opd_jax.pipelines import stages, teacher_samples
 from opd_jax.rollouts import scorer
 from opd_jax.rollouts.batch import Batch
 
@@ -386,13 +387,56 @@ class TeacherSamplesTest(FamilyTest):
     workdir = self.workdir()
     run(config, workdir)
     file = pathlib.Path(workdir, teacher_samples.FILE)
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    self.assertLen({row["id"] for row in rows}, len(rows))
-    self.assertEqual({row["level"] // 100: row["teacher"] for row in rows}, {1: "poor", 2: "strong"})
+    said = stages.read(file)
+    source = builders.open_source("arithmetic", TO_TWO, "train")
+    rows = {row["id"]: row for row in (source[i] for i in range(len(source)))}
+    self.assertCountEqual([x["id"] for x in said], rows)
+    self.assertEqual({len(x["responses"]) for x in said}, {2})
+    # The two write like nobody else: each has answered its own rows.
+    owners = [rows[x["id"]]["teacher"] for x in said]
+    self.assertEqual(owners, sorted(owners, key=("poor", "strong").index))
+    right = {name: np.mean([text.endswith(rows[x["id"]]["answer"]) for x, owner in zip(said, owners)
+                            for text in x["responses"] if owner == name])
+             for name in ("poor", "strong")}
+    self.assertLess(right["poor"], right["strong"])
     at = file.stat().st_mtime_ns
     config.total_steps = 3
     run(config, workdir)
     self.assertEqual(file.stat().st_mtime_ns, at)
+
+    # Broken off while a teacher answers: it goes on behind the last whole block, with the same.
+    broken, append = self.workdir(), stages._append
+
+    def once(path, made):
+      append(path, made)
+      raise KeyboardInterrupt
+
+    with mock.patch.object(stages, "_append", once), self.assertRaises(KeyboardInterrupt):
+      run(config, broken)
+    half = pathlib.Path(broken, teacher_samples.FILE)
+    self.assertLen(stages.read(half), 8)
+    run(config, broken)
+    self.assertEqual(half.read_bytes(), file.read_bytes())
+    config.teachers.poor.source = "tiny:student"
+    with self.assertRaisesRegex(ValueError, "poor's weights changed since the rows"):
+      run(config, broken)
+
+  @parameterized.parameters("exopd_multi_teacher", "iw_opd", "grpo", "sft")
+  def test_a_run_that_is_broken_off_goes_on_as_if_nothing_had_happened(self, name):
+    config = load(name, "smoke")
+    config.update(dict(total_steps=4, log_every=1, export=True, writers=("jsonl",),
+                       checkpoint=dict(every=100)))
+    weights, lines = run(config, self.workdir())
+    broken = self.workdir()
+    stop = lambda: os.path.exists(f"{broken}/metrics.jsonl") and len(
+        pathlib.Path(broken, "metrics.jsonl").read_text().splitlines()) == 3
+    with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(stop)):
+      main.pick(config.pipeline).run(config, broken)
+    self.assertFalse(os.path.exists(f"{broken}/export"))
+    again, also = run(config, broken)
+    self.assertEqual(also, lines)
+    for name, value in weights.items():
+      np.testing.assert_array_equal(again[name], value, name)
 
   def test_responses_that_never_end_are_not_learned(self):
     config = load("sft", "quick")
@@ -481,6 +525,13 @@ class ConfigTest(parameterized.TestCase):
       configs.validate(load(name, form))
       if name != "sft":
         objective.check(load(name, form))
+    paper = load(name, "paper")
+    batches = ([loader.rows_in(size, paper.batch.tokens) for size in paper.batch.buckets]
+               if name == "sft" else [paper.rollout.prompts * paper.rollout.group_size])
+    for data in (8, 32):  # devices of a small pod, and the paper's
+      for rows in batches:
+        policies.check_rows("rows", rows, SimpleNamespace(shape=dict(data=data)),
+                            paper.loss.micro_batches)
     if name in ("exopd_multi_teacher", "sft"):  # the others' smoke forms run in configs_test
       config = load(name, "quick")
       _, lines = run(config, self.create_tempdir().full_path)

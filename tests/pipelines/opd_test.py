@@ -187,7 +187,7 @@ class MeshTest(parameterized.TestCase):
     run(tiny(**PLAIN), f"{cls.folder}/alone")
     child = subprocess.run([sys.executable, "-c", MESHES, cls.folder], cwd=ROOT, text=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {
-                               "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+                               "JAX_NUM_CPU_DEVICES": "8"})
     if child.returncode:
       raise AssertionError(child.stderr)
 

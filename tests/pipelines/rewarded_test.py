@@ -129,7 +129,7 @@ class RewardedTest(parameterized.TestCase):
     run(tiny(self.source), alone)
     child = subprocess.run([sys.executable, "-c", MESHED, self.source, many], cwd=ROOT, text=True,
                            capture_output=True, env=os.environ | {
-                               "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+                               "JAX_NUM_CPU_DEVICES": "8"})
     self.assertEqual(child.returncode, 0, child.stderr)
     ours, theirs = lines(many), lines(alone)
     self.assertLen(theirs, 2)

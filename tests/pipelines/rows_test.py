@@ -48,8 +48,7 @@ class RowsTest(parameterized.TestCase):
 
   def test_every_pipeline_asks_before_it_loads_anything(self):
     child = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True,
-                           env={**os.environ, "XLA_FLAGS":
-                                "--xla_force_host_platform_device_count=8"})
+                           env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"})
     self.assertEqual(child.returncode, 0, child.stderr)
     ends = "rows cannot be spread over mesh data=8 devices; make it a multiple of 8"
     self.assertEqual(json.loads(child.stdout.splitlines()[-1]), {

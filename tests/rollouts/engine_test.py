@@ -303,7 +303,7 @@ class MeshTest(absltest.TestCase):
 
   def test_eight_devices_equal_one(self):
     env = os.environ | {"JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+                        "JAX_NUM_CPU_DEVICES": "8"}
     child = subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=ROOT,
                            capture_output=True, text=True)
     self.assertEqual(child.returncode, 0, child.stderr)

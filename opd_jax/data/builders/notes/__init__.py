@@ -141,7 +141,8 @@ def write(record: str, style: Style = GOLD) -> str:
 
 
 def _text(facts: Sequence[tuple[str, int]], spread: int | None) -> str:
-  return ",".join(f"{value}{letter}" for letter, value in facts) + ("" if spread is None else f":{spread}")
+  said = ",".join(f"{value}{letter}" for letter, value in facts)
+  return said if spread is None else f"{said}:{spread}"
 
 
 def slip(rng: random.Random, record: str, text: str) -> str:
