@@ -6,7 +6,8 @@ Forms: full (the default), the tiny models on 2 CPU cores; quick, seconds of the
 the tests; paper, the setting of the baseline in "Learning beyond Teacher" (METHODS 2): Qwen3-4B
 towards an expert of its own size, 1024 prompts with one response each, prompts of 2048 and
 responses of 16384 tokens, 3 epochs, AdamW at a constant 1e-5. It wants a pod, the two model
-folders, and problems.jsonl; total_steps = 3 x rows / 1024.
+folders, and problems.jsonl; total_steps = 3 x rows / 1024. Its micro-batches are for 128 chips, a
+row each; on n chips set loss.micro_batches to 1024 / n, as for the other methods' paper forms.
 """
 
 from opd_jax import config as configs

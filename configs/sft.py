@@ -4,7 +4,7 @@
 
 The teacher answers every prompt of the data once, before the first update; the student learns
 these responses as text (so the teacher's tokenizer may be another), right or wrong. They stay in
-WORKDIR/teacher_samples.jsonl.
+WORKDIR/teacher_answers.jsonl.
 
 Forms: full (the default), the tiny models on 2 CPU cores; quick, seconds of the same; smoke, for
 the tests; paper, the SFT baseline for the setting of configs/opd.py:paper (METHODS 2): the same

@@ -153,8 +153,7 @@ def _told(value: Any) -> Any:
     room = np.zeros(PIECE if left >= PIECE else 1 << (left - 1).bit_length(), np.uint8)
     here = data[start:start + PIECE]
     room[:len(here)] = here
-    # A sum over the processes: it comes back as a wider type.
-    found.append(multihost_utils.broadcast_one_to_all(room)[:left].astype(np.uint8).tobytes())
+    found.append(multihost_utils.broadcast_one_to_all(room)[:left].tobytes())
   return pickle.loads(b"".join(found))
 
 

@@ -166,7 +166,7 @@ class RunTest(parameterized.TestCase):
     self.assertTrue(any(triple["kept"] for triple in ours))
     self.assert_same(lines(many)[-1:], lines(alone)[-1:])
 
-  @parameterized.parameters(("strong_samples", "rows.jsonl"), ("sft", "teacher_samples.jsonl"))
+  @parameterized.parameters(("strong_samples", "rows.jsonl"), ("sft", "teacher_answers.jsonl"))
   def test_two_processes_make_the_same_rows_and_learn_the_same_of_them(self, name, file):
     alone, many = (self.create_tempdir().full_path for _ in range(2))
     for workdir, processes, devices in ((many, 2, 1), (alone, 1, 2)):

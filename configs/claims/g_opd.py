@@ -98,10 +98,16 @@ def get_config(arg=""):
         loss=dict(signal="group_advantage", surrogate="clipped", updates_per_batch=2),
         optimizer=dict(learning_rate=learning_rate, warmup_steps=5, b2=0.98))
 
+  def taught(some, routed, train):
+    """Training rows of some domains; all are evaluated on the same prompts, of all domains."""
+    data = rows(some, routed=routed, train=train)
+    return data if some == domains else data | dict(
+        eval_builder="domains", eval_builder_kw=rows(domains, routed=False)["builder_kw"])
+
   def distilled(lam, reference, routed, domains=domains, **teachers):
     return make(
         configs.on_policy, sizes["cell"], student=dict(source="stage:base"),
-        reference=dict(source=reference), data=rows(domains, routed=routed, train=train),
+        reference=dict(source=reference), data=taught(domains, routed, train),
         evaluate_teachers=False, loss=dict(signal="g_opd", lam=lam, surrogate="score_function"),
         **teachers)
 
@@ -109,7 +115,7 @@ def get_config(arg=""):
     """SFT on as many responses of the teachers as the others sample of their own."""
     return make(
         configs.offline, sizes["cell"], student=dict(source="stage:base"),
-        data=rows(domains, routed=routed, train=sizes["cell"] * sizes["rows"]),
+        data=taught(domains, routed, sizes["cell"] * sizes["rows"]),
         batch=dict(tokens=128 * sizes["rows"], buckets=(128,), chunk=8 * sizes["rows"]), **teachers)
 
   def evaluated(**student):
@@ -155,12 +161,17 @@ def get_config(arg=""):
       ("opd", "exopd", "s2w_opd", "s2w_exopd", "s2w_exopd_rc"), 10)
 
   def above(text, a, b, paper, **changes):
-    return dict(text=text, paper=paper, a=a, b=b, metric=mean, effect=0.02, **changes)
+    return dict(text=text, paper=paper, a=a, b=b, metric=mean, effect=0.02) | changes
 
-  def taught(text, a, b, paper, **changes):
-    """Strong to weak: a verdict is worth something if the teacher has learned something."""
+  def strong_to_weak(text, a, b, paper, **changes):
+    """A verdict is worth something if the teacher has learned something."""
     return above(text, a, b, paper, before="teacher_before_on_all", after="teacher_after_on_all",
                  **changes)
+
+  def same_size(text, a, b, paper, **changes):
+    """So it is of the one expert, on its domain."""
+    return above(text, a, b, paper, metric=f"domain/{domains[0]}", before="base_on_all",
+                 after=measured[domains[0]], **changes)
 
   def best(text, a, paper, **changes):
     return dict(dict(experts=measured) | changes, text=text, paper=paper, kind="experts", a=a,
@@ -175,16 +186,18 @@ def get_config(arg=""):
                 "exopd", "(a baseline)", experts=beyond, counting=measured),
       opd_sft=above("OPD > SFT, merging experts", "opd", "sft", "above SFT", paired=False),
       exopd_sft=above("ExOPD > SFT, merging experts", "exopd", "sft", "above SFT", paired=False),
-      same=above("ExOPD > OPD, one expert of the same size", "same_exopd", "same_opd",
+      same=same_size("ExOPD > OPD, one expert of the same size", "same_exopd", "same_opd",
                  "at least OPD"),
-      same_sft=above("OPD > SFT, one expert of the same size", "same_opd", "same_sft", "above SFT",
-                     paired=False),
-      s2w=taught("ExOPD > OPD, strong to weak", "s2w_exopd", "s2w_opd", "above OPD", primary=True),
-      correction=taught("Reward correction helps, strong to weak", "s2w_exopd_rc", "s2w_exopd",
-                        "above plain ExOPD", primary=True),
-      s2w_sft=taught("OPD > SFT, strong to weak", "s2w_opd", "s2w_sft", "above SFT", paired=False),
-      s2w_exopd_sft=taught("ExOPD > SFT, strong to weak", "s2w_exopd", "s2w_sft", "above SFT",
-                           paired=False))
+      same_sft=same_size("OPD > SFT, one expert of the same size", "same_opd", "same_sft",
+                         "above SFT", paired=False),
+      s2w=strong_to_weak("ExOPD > OPD, strong to weak", "s2w_exopd", "s2w_opd", "above OPD",
+                         primary=True),
+      correction=strong_to_weak("Reward correction helps, strong to weak", "s2w_exopd_rc",
+                                "s2w_exopd", "above plain ExOPD", primary=True),
+      s2w_sft=strong_to_weak("OPD > SFT, strong to weak", "s2w_opd", "s2w_sft", "above SFT",
+                             paired=False),
+      s2w_exopd_sft=strong_to_weak("ExOPD > SFT, strong to weak", "s2w_exopd", "s2w_sft",
+                                   "above SFT", paired=False))
   tuned = ("sft", "opd", "exopd", "s2w_sft", "s2w_opd", "s2w_exopd", "s2w_exopd_rc")
   if form == "smoke":
     tuned, methods = ("exopd",), {name: methods[name] for name in ("sft", "exopd")}

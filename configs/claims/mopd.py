@@ -5,7 +5,7 @@
 The tiny student learns from its own verified rollouts: by peers' contexts (MOPD, SDPO, every other
 context, the controls), with its average, itself or its first self as the teacher, and by rewards
 alone (GRPO, DPO, SimPO, SFT on successes). The cells are in results/mopd, the tables in RESULTS.md;
-2 CPU cores, sittings of an hour.
+2 CPU cores, sittings of an hour, on any machine: no cell starts from another's weights.
 
 Forms: full (the default); quick, minutes, the same cells of two steps and two seeds, with cells
 and tables in the workdir; smoke, for the tests, fewer of them.
@@ -14,7 +14,7 @@ and tables in the workdir; smoke, for the tests, fewer of them.
 from opd_jax import config as configs
 
 # By form: updates of a cell, prompts a batch, responses a prompt.
-SIZES = {"": dict(cell=60, prompts=8, group=8), "quick": dict(cell=2, prompts=2, group=4),
+SIZES = {"": dict(cell=40, prompts=8, group=8), "quick": dict(cell=2, prompts=2, group=4),
          "smoke": dict(cell=2, prompts=2, group=2)}
 
 # The methods with peers: what each changes in the context, and whose parameters read it.

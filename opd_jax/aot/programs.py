@@ -175,9 +175,9 @@ class Parts(NamedTuple):
   """The parts of a pipeline. What `begin` finds out, the others are told."""
 
   begin: Callable[[ml_collections.ConfigDict, Report], Any]
-  sample: Callable[[ml_collections.ConfigDict, Any, Report], None]    # rollouts, and their judge
+  sample: Callable[[ml_collections.ConfigDict, Any, Report], None]    # rollouts
   learn: Callable[[ml_collections.ConfigDict, Any, Report], None]     # asking teachers, updates
-  evaluate: Callable[[ml_collections.ConfigDict, Any, Report], None]  # what a step has not done yet
+  evaluate: Callable[[ml_collections.ConfigDict, Any, Report], None]  # what else is computed
 
 
 def compile_all(config: ml_collections.ConfigDict, report: Report) -> None:
@@ -319,7 +319,7 @@ def begin_critiques(config: ml_collections.ConfigDict, report: Report) -> Critiq
 
 
 def talk(config: ml_collections.ConfigDict, run: Critiques, report: Report) -> None:
-  """Answers, critiques, refinements, and what the judge says."""
+  """Answers, critiques, refinements."""
   section = config.rollout
   rows = section.prompts * section.group_size
   policies.check_rows("rollout.prompts x rollout.group_size", rows, report.mesh)
@@ -331,8 +331,13 @@ def talk(config: ml_collections.ConfigDict, run: Critiques, report: Report) -> N
     rollout(report, "critic", *run.cast.get("critic", itself),
             change(**longer, max_response=config.critique.max_response), config.critique, rows, 1.0)
   rollout(report, "student refines", *itself, change(**longer), config.refine, rows, 1.0)
+
+
+def judge_critiques(config: ml_collections.ConfigDict, run: Critiques, report: Report) -> None:
+  """What the judge says; evaluations sample as the answers are sampled."""
+  rows = config.rollout.prompts * config.rollout.group_size
   if config.rubric:
-    policy, params = run.cast.get("judge", itself)
+    policy, params = run.cast.get("judge", (run.student, run.state.params))
     cases, words = opcd.cases(config, report.mesh), len(judge.WORDS)
     batch = batch_of(report, cases * words, in_context.widths(config.context)[-1], WORD)
     report.add(f"judge of {cases} cases", jax.jit(functools.partial(
@@ -416,7 +421,7 @@ def learn_given(config: ml_collections.ConfigDict, run: Given, report: Report) -
     params = parameters(policy, report)
     report.held = run.learner | {name: params}
     asked = scoring.batch_rows(size, config, report.mesh)
-    report.add(f"{name} of {asked} rows", jax.jit(functools.partial(
+    report.add(f"{name} scores {asked} rows", jax.jit(functools.partial(
         scoring.totals, policy.model, config.loss.micro_batches)), params,
         batch_of(report, asked, 1, size - 1, learn=bool), times=groups * group / asked)
   report.held = {}
@@ -445,6 +450,6 @@ def evaluate_given(config: ml_collections.ConfigDict, run: Given, report: Report
 
 PIPELINES: dict[str, Parts] = {
     "opd": Parts(begin_distillation, sample_responses, distill, evaluate_distillation),
-    "opcd": Parts(begin_critiques, talk, learn_critiques, lambda *_: None),
+    "opcd": Parts(begin_critiques, talk, learn_critiques, judge_critiques),
     "sft": Parts(begin_given, ask_teachers, learn_given, evaluate_given),
 }

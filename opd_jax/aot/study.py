@@ -175,20 +175,20 @@ def beyond(config: ml_collections.ConfigDict, topology: str) -> list[str]:
     out.append(f"Slots of the engine that fit: {most * data}, {most} a chip of the data axis, "
                f"{found / GIB:.4g} GiB at the peak (rollout.slots={most * data}).")
   rows, group = programs.learned(config)
-  parts, found = largest(lambda count: partly(
-      config, topology, "learn", {"loss.micro_batches": rows // (count * data)}), sizes(rows))
+  tried = []
+
+  def learn(count: int) -> Report:
+    tried.append(partly(config, topology, "learn", {"loss.micro_batches": rows // (count * data)}))
+    return tried[-1]
+
+  parts, found = largest(learn, sizes(rows))
   whose = f" of {group} responses each" if group > 1 else ""
-  out.append(f"Rows{whose} of a micro-batch that fit: {parts * data}, {parts} a chip of the data "
-             f"axis, {found / GIB:.4g} GiB at the peak (loss.micro_batches="
-             f"{rows // (parts * data) if parts else 0}). A batch of more rows has more "
-             f"micro-batches: what it keeps itself is {kept(config) / 2**20:.3g} MiB a response.")
-  return out
-
-
-def kept(config: ml_collections.ConfigDict) -> float:
-  """Bytes that a response of a batch takes on its chip, whatever the micro-batches."""
-  tokens = config.rollout.max_prompt + config.rollout.max_response
-  return tokens * (4 + 1) + config.rollout.max_response * (3 * 4 + 1)
+  kept = max(row.held.get("batch", 0.0) for report in tried for row in report.rows)
+  return [*out, (
+      f"Rows{whose} of a micro-batch that fit: {parts * data}, {parts} a chip of the data axis, "
+      f"{found / GIB:.4g} GiB at the peak (loss.micro_batches="
+      f"{rows // (parts * data) if parts else 0}). A batch of more rows has more micro-batches: "
+      f"what it keeps itself is {kept * data / (rows * group) / 2**20:.3g} MiB a response.")]
 
 
 def largest(trial: Callable[[int], Report], sizes: Sequence[int]) -> tuple[int, float]:

@@ -113,7 +113,7 @@ def withheld(config: ml_collections.ConfigDict, found: Measured,
       return "open"
     if claim.kind == "recovered":
       return "" if gap(found, claim) >= GAP * gap_error(found, claim) else "no gap"
-    before, after = (of_stage(found.stages[stage], config.tune.metric)
+    before, after = (of_stage(found.stages[stage], claim.metric)
                      for stage in (claim.before, claim.after))
     if not after - before >= TEACHER_GAIN:
       return "no gain of the teacher"

@@ -245,6 +245,9 @@ def check(config: ml_collections.ConfigDict) -> None:
       known(f"claims.{name}.counting", claim.counting.values(), stages)
     elif claim.b or claim.kind != "difference" or not claim.metric.startswith("gain/"):
       known(f"claims.{name}.b", [claim.b], methods + [f"{identity.STAGE}{x}" for x in stages])
+    refuse(claim.counting and set(claim.counting) != set(claim.experts),
+           f"claims.{name}.counting is of {list(claim.counting)}, its experts of "
+           f"{list(claim.experts)}: it must say of each domain whose expert counts")
     refuse(not claim.effect and not claim.margin,
            f"claims.{name} has neither an effect nor a margin: no verdict can be computed")
     known(f"claims.{name}.before", [x for x in (claim.before, claim.after) if x], stages)

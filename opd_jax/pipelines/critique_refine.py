@@ -296,7 +296,7 @@ def speaker(config: ml_collections.ConfigDict, name: str, folder: pathlib.Path,
   @functools.cache
   def load() -> policies.Policy:
     key = keys.at(keys.root(config.seed), "init", ("student", "critic").index(name))
-    stages.begin_with(folder, f"{name}'s weights", policies.fingerprint(config[name], key))
+    stages.begin_with(folder, f"{name}'s weights", lambda: policies.fingerprint(config[name], key))
     return policies.load(config[name], config.model, key, mesh)
 
   @functools.cache

@@ -71,10 +71,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   rubric = judges.read_rubric(config.rubric, PLACEHOLDERS)
   pairs = read(config, workdir)
   folder = pathlib.Path(workdir)
-  stages.begin_with(folder, "responses", stages.contents(pairs))
-  stages.begin_with(folder, "rubric's words", rubric)
+  stages.begin_with(folder, "responses", lambda: stages.contents(pairs))
+  stages.begin_with(folder, "rubric's words", lambda: rubric)
   if config.judge.source:  # what an endpoint has is not ours to know
-    stages.begin_with(folder, "judge's weights", policies.fingerprint(
+    stages.begin_with(folder, "judge's weights", lambda: policies.fingerprint(
         config.judge, keys.root(config.seed)))
   rows = compare(config, pairs, rubric, folder)
   results = judged.study(rows, config.seed)

@@ -105,7 +105,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         here = folder(workdir, epoch)
         triples = critiques.gather(config, cast, rows, state.params, epoch,
                                    None if guarded else here, student.tokenizer,
-                                   shared(verify), go_on)
+                                   verifiers.shared(verify), go_on)
         if guarded:
           stages.rows(here / critiques.TRIPLES, len(triples), len(triples), lambda start, stop: [
               critiques.without_texts(x) for x in triples])
@@ -181,10 +181,10 @@ def begin_with(config: ml_collections.ConfigDict, workdir: str) -> None:
   root, epochs = keys.root(config.seed), pathlib.Path(workdir, "epochs")
   for place, name in enumerate(("critic", "judge"), 1):
     if config[name].source:
-      stages.begin_with(epochs, f"{name}'s weights", policies.fingerprint(
+      stages.begin_with(epochs, f"{name}'s weights", lambda: policies.fingerprint(
           config[name], keys.at(root, "init", place)))
   if config.rubric:
-    stages.begin_with(epochs, "rubric's words", judges.read_rubric(config.rubric))
+    stages.begin_with(epochs, "rubric's words", lambda: judges.read_rubric(config.rubric))
 
 
 def assemble(config: ml_collections.ConfigDict, student: policies.Policy,
@@ -341,15 +341,6 @@ def shown(tokenizer: Any, messages: chat.Messages, triple: Row) -> contexts.Cont
   told = chat.with_critique(messages, triple["critique"])
   part = contexts.Part("feedback", triple["critique"], 0, triple["chain"])
   return contexts.Context(told, tokenizer.encode_chat(told), (part,), (), 0)
-
-
-def shared(verify: verifiers.Verify) -> verifiers.Verify:
-  """The same verifier, its work shared out between the processes."""
-  def together(texts: Sequence[str], answers: Sequence[str]) -> list[verifiers.Verdict]:
-    return distributed.each(lambda pairs: verify([text for text, _ in pairs],
-                                                 [answer for _, answer in pairs]),
-                            list(zip(texts, answers, strict=True)))
-  return together
 
 
 def folder(workdir: str, epoch: int) -> pathlib.Path:

@@ -127,10 +127,10 @@ def answer(config: ml_collections.ConfigDict, rows: Sequence[Row], mesh: Mesh,
   Returns: the rows, and how many responses were "cut_off" and "empty", prompts "too_long".
   """
   rollout, group, root = config.rollout, config.rollout.group_size, keys.root(config.seed)
-  stages.begin_with(pathlib.Path(workdir), "student's weights", policies.fingerprint(
+  stages.begin_with(pathlib.Path(workdir), "student's weights", lambda: policies.fingerprint(
       config.student, keys.at(root, "init")))
   asked = requests(config, rows)
-  stages.begin_with(pathlib.Path(workdir), "questions", stages.contents(asked))
+  stages.begin_with(pathlib.Path(workdir), "questions", lambda: stages.contents(asked))
   loaded: list[Callable[..., Any]] = []
 
   def make(start: int, stop: int) -> list[Row]:
@@ -219,19 +219,19 @@ def reward(config: ml_collections.ConfigDict, rows: Sequence[tuple[Row, list[Mem
     return [(row, [{**x, "reward": section.beta * (x[wanted] - (x[anchor] if anchor else 0.0))}
                    for x in members]) for row, members in rows]
   if section.source == "verifier":
-    verify = stack.enter_context(verifiers.make(**config.verifier))
+    verify = verifiers.shared(stack.enter_context(verifiers.make(**config.verifier)))
     judge = lambda part: [x.reward for x in verify(
         [x["response"] for _, members in part for x in members],
         [row["answer"] for row, members in part for _ in members])]
   else:
-    stages.begin_with(pathlib.Path(workdir), "reward model", hashlib.sha256(
+    stages.begin_with(pathlib.Path(workdir), "reward model", lambda: hashlib.sha256(
         reward_model.last_evaluation(section.source).read_bytes()).hexdigest())
     rewards = reward_model.load(section.source, config, mesh, section.min_accuracy)
     judge = lambda part: rewards(
         [json.loads(row["messages"]) for row, members in part for _ in members],
         [x["response"] for _, members in part for x in members])
 
-  stages.begin_with(pathlib.Path(workdir), "rows to be rewarded", stages.contents(
+  stages.begin_with(pathlib.Path(workdir), "rows to be rewarded", lambda: stages.contents(
       (row["id"], row["answer"], [x["response"] for x in members]) for row, members in rows))
 
   def make(start: int, stop: int) -> list[Row]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import distributed, keys, sharding
+from opd_jax import distributed, keys, sharding, verifiers
 from opd_jax.data import builders, chat
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.builders import rows as made
@@ -73,7 +73,8 @@ def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: Ve
       {STUDENT: student} | others if others else {}).items()}
   comparable = [name for name, policy in others.items()
                 if read_alike(student.tokenizer, policy.tokenizer)]
-  rival = rival_rewards(section.rival.rows, rows, verify) if section.rival.rows else None
+  rival = (rival_rewards(section.rival.rows, rows, verifiers.shared(verify))
+           if section.rival.rows else None)
 
   def scored(params: Any, name: str) -> dict[str, float]:
     metrics = evaluate(params, name)

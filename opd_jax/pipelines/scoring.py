@@ -58,8 +58,8 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
   """
   key = keys.at(keys.root(config.seed), "init")
   stages.begin_with(pathlib.Path(workdir), f"weights asked for {field}",
-                    policies.fingerprint(section, key))
-  stages.begin_with(pathlib.Path(workdir), f"rows asked about for {field}", stages.contents(
+                    lambda: policies.fingerprint(section, key))
+  stages.begin_with(pathlib.Path(workdir), f"rows asked about for {field}", lambda: stages.contents(
       (row["id"], row["messages"], [x["response"] for x in json.loads(row["group"])])
       for row in (source[i] for i in range(len(source)))))
 

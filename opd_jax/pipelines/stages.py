@@ -61,12 +61,14 @@ def _append(path: pathlib.Path, made: Iterable[Row]) -> None:
     os.fsync(file.fileno())
 
 
-def begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:
+def begin_with(folder: pathlib.Path, name: str, fingerprint: Callable[[], str]) -> None:
   """Remembers what the stages in a folder rest on beside the config: weights, a file's contents.
 
+  Args:
+    fingerprint: says it; called by the first process alone, as weights are read whole for it.
   Raises: ValueError if rows are there that were made with another one of this name.
   """
-  distributed.of_first(lambda: _begin_with(folder, name, fingerprint))
+  distributed.of_first(lambda: _begin_with(folder, name, fingerprint()))
 
 
 def _begin_with(folder: pathlib.Path, name: str, fingerprint: str) -> None:

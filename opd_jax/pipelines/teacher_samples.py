@@ -16,7 +16,7 @@ from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines import responder, stages, teachers
 from opd_jax.rollouts.sampler import Sampling
 
-FILE = "teacher_samples.jsonl"
+FILE = "teacher_answers.jsonl"
 
 Row = stages.Row
 
@@ -27,8 +27,8 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
   Sampled as `rollout` says, rollout.group_size responses a prompt, by one teacher after another:
   one is in memory at a time, and its tokenizer may be its own. Prompts longer than
   rollout.max_prompt, and responses that are empty or did not end, are left out and counted. A run
-  that is resumed goes on behind the last batch.chunk prompts that were answered; of guarded data
-  nothing is kept, and it samples anew.
+  that is resumed goes on behind the last rollout.prompts that were answered, with teachers of the
+  same weights; of guarded data nothing is kept, and it samples anew.
 
   Raises: ValueError if there is nothing to learn from, if a row names a teacher there is not, and
     if the workdir has answers of other weights or to other rows.
@@ -41,8 +41,8 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
   if path:
     for i, (name, section) in enumerate(sections.items()):
       stages.begin_with(folder, f"{teachers.label(name)}'s weights",
-                        policies.fingerprint(section, keys.at(root, "init", 1 + i)))
-    stages.begin_with(folder, "rows asked", stages.contents(
+                        lambda: policies.fingerprint(section, keys.at(root, "init", 1 + i)))
+    stages.begin_with(folder, "rows asked", lambda: stages.contents(
         (rows[i]["id"], rows[i]["messages"], owners[i]) for i in order))
 
   here: dict[int, Callable[..., list[Row]]] = {}  # the teacher in memory
@@ -57,7 +57,7 @@ def of(config: ml_collections.ConfigDict, source: Any, mesh: Mesh, workdir: str)
                         jax.random.fold_in(keys.at(root, "rollout", who), start))
     return made
 
-  said = stages.rows(path, len(rows), config.batch.chunk, make)
+  said = stages.rows(path, len(rows), config.rollout.prompts, make)
   out = [{**rows[i], "id": f"{rows[i]['id']}/{j}", "response": text}
          for i, answers in zip(order, said) for j, text in enumerate(answers["responses"]) if text]
   heard = [answers["responses"] for answers in said if answers["responses"]]

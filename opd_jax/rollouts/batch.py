@@ -121,7 +121,8 @@ def in_parts(function: Callable[[Any], Any], count: int, rows: Any) -> Any:
 def parts(rows: int, most: int) -> int:
   """Into how many equal parts `rows` must be cut to have no more than `most` each.
 
-  Every device of the `data` axis keeps as many rows as the others, and at least one.
+  Every device of the `data` axis keeps as many rows as the others, and at least one. Of a number
+  of rows a device that is prime, that may be one.
   """
   own = rows // sharding.shards("batch", rows)
   whole = max(most * own // rows, 1)  # rows of a part on one device

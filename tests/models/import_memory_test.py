@@ -84,8 +84,8 @@ class ImportMemoryTest(parameterized.TestCase):
   def test_host_holds_the_largest_tensor_at_most_twice(self, data, model):
     out = subprocess.run(
         [sys.executable, "-c", SCRIPT, self.warm, self.folder, str(data), str(model)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(data * model)}, check=True,
-        capture_output=True, text=True).stdout
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(data * model)},
+        check=True, capture_output=True, text=True).stdout
     result = json.loads(out)
     self.assertGreaterEqual(result["held"], self.total)
     print(f"\n{data}x{model}: checkpoint {self.total / 1e6:.0f} MB, largest tensor "

@@ -75,13 +75,16 @@ for name, config in CONFIGS.items():
 rng = np.random.default_rng(0)
 q, k, v = (jnp.asarray(rng.normal(size=(4, 130, heads, 64)), jnp.float32) for heads in (4, 2, 2))
 segments = jnp.asarray(np.arange(130) >= 3 * np.arange(4)[:, None], jnp.int32)
-want = attention.in_blocks(q, k, v, attention.seen(segments, segments, jnp.int32(0), None))
+weight = jnp.asarray(rng.normal(size=q.shape), jnp.float32) * segments[:, :, None, None]
+both = lambda attend: jax.value_and_grad(lambda x: jnp.vdot(attend(*x), weight))((q, k, v))
+mask = attention.seen(segments, segments, jnp.int32(0), None)
+want = both(lambda *x: attention.in_blocks(*x, mask))
 for data, tensor in ((4, 2), (2, 4)):
   with jax.set_mesh(sharding.make_mesh(data, tensor)):
-    got = jax.jit(lambda *x: attention.splash(*x, interpret=True))(q, k, v, segments)
-  result[f"splash {data}x{tensor}"] = dict(
-      error=float((np.abs(got - want) * segments[:, :, None, None]).max()),
-      spec=tuple(got.sharding.spec))
+    kernel = lambda *x: attention.splash(*x, segments, interpret=True)
+    got, spec = jax.jit(lambda: both(kernel))(), jax.jit(kernel)(q, k, v).sharding.spec
+  errors = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - y).max()), got, want)
+  result[f"splash {data}x{tensor}"] = dict(errors=jax.tree.leaves(errors), spec=tuple(spec))
 print(json.dumps(result))
 """
 
@@ -107,7 +110,9 @@ class MeshTest(parameterized.TestCase):
   @parameterized.parameters("4x2", "2x4")
   def test_the_kernel_of_tpus_on_every_devices_own_heads_equals_plain_attention(self, mesh):
     result = self.result[f"splash {mesh}"]
-    self.assertLess(result["error"], 1e-4)
+    value, *gradients = result["errors"]
+    self.assertLess(value, 1e-3)  # of a sum of thousands
+    self.assertLess(max(gradients), 1e-4)
     self.assertEqual(result["spec"][:3], ["data", None, "model"])
 
   @parameterized.parameters(*MESHES)

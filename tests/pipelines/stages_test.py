@@ -68,14 +68,14 @@ class StagesTest(parameterized.TestCase):
 
   def test_all_that_rows_rest_on_is_remembered_and_until_there_are_rows_may_change(self):
     folder = self.path.parent
-    stages.begin_with(folder, "weights", "old")
+    stages.begin_with(folder, "weights", lambda: "old")
     for name in ("weights", "rubric"):
-      stages.begin_with(folder, name, "new")
+      stages.begin_with(folder, name, lambda: "new")
     self.fill()
     for name in ("weights", "rubric"):
-      stages.begin_with(folder, name, "new")
+      stages.begin_with(folder, name, lambda: "new")
       with self.assertRaisesRegex(ValueError, f"the {name} changed since the rows"):
-        stages.begin_with(folder, name, "other")
+        stages.begin_with(folder, name, lambda: "other")
 
   def test_what_is_not_json_is_named(self):
     self.fill()
