@@ -100,12 +100,12 @@ def make_gap(config: ml_collections.ConfigDict, student: policies.Policy,
   """
   most = config.rollout.prompts * config.rollout.group_size // config.loss.micro_batches
 
-  def gap(student_params: Any, params: Sequence[Any], batch: Batch) -> Array:
+  def reverse_kl_in_parts(student_params: Any, params: Sequence[Any], batch: Batch) -> Array:
     return batches.in_parts(
         lambda part: reverse_kl(student.model, models, student_params, params, part),
         batches.parts(batch.mask.shape[0], most), batch)
 
-  return jax.jit(gap)
+  return jax.jit(reverse_kl_in_parts)
 
 
 def head(model: Any, params: Any) -> Array:
