@@ -223,7 +223,7 @@ class SurrogateTest(parameterized.TestCase):
     run(tiny(loss=dict(surrogate=surrogate), total_steps=2), workdir)
     last = [json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text()
             .splitlines() if "loss/total" in line][-1]
-    for function, count in dict(score=1, reverse_kl=1, train_step=1).items():
+    for function, count in dict(score=1, reverse_kl_in_parts=1, train_step=1).items():
       self.assertEqual(last[f"compile/{function}"], count, function)
     # Once to train and once to evaluate; not at all if a run before this one has done so.
     self.assertLessEqual(last.get("compile/decode", 0), 2)
