@@ -14,7 +14,7 @@ from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts.batch import Batch
 
 Sampler = Callable[[Any, Batch, jax.Array], Batch]          # (params, prompts, key) -> rollout
-Verifier = Callable[[list[str], list[str]], list[Any]]      # (texts, answers) -> verdicts
+Verifier = Callable[[Sequence[str], Sequence[str]], list[Any]]  # (texts, answers) -> verdicts
 ReverseKL = Callable[[Any, Batch], jax.Array]               # (params, rollout) -> f32[B, T] nats
 
 
@@ -78,3 +78,12 @@ def summarize(records: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str,
     if name in records[0]:
       out[name] = float(np.mean([record[name] for record in records]))
   return out
+
+
+def shared(verify: Verifier) -> Verifier:
+  """The same verifier, its work shared out between the processes. All must call it together."""
+  def together(texts: Sequence[str], answers: Sequence[str]) -> list[Any]:
+    return distributed.each(lambda pairs: verify([text for text, _ in pairs],
+                                                 [answer for _, answer in pairs]),
+                            list(zip(texts, answers, strict=True)))
+  return together

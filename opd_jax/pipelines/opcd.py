@@ -24,6 +24,7 @@ from opd_jax import (distributed, keys, preemption, progress, sharding, train_st
                      verifiers)
 from opd_jax.checkpoint import Checkpoints
 from opd_jax.data import builders, chat, loader
+from opd_jax.evals import run as evals
 from opd_jax.losses import divergences
 from opd_jax.pipelines import critiques, evaluation, in_context, objective, on_policy, opd, stages
 from opd_jax.pipelines import judge as judges
@@ -105,7 +106,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         here = folder(workdir, epoch)
         triples = critiques.gather(config, cast, rows, state.params, epoch,
                                    None if guarded else here, student.tokenizer,
-                                   verifiers.shared(verify), go_on)
+                                   evals.shared(verify), go_on)
         if guarded:
           stages.rows(here / critiques.TRIPLES, len(triples), len(triples), lambda start, stop: [
               critiques.without_texts(x) for x in triples])

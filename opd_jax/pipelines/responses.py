@@ -25,6 +25,7 @@ import numpy as np
 from opd_jax import distributed, keys, progress, sharding, verifiers
 from opd_jax.data import builders, chat
 from opd_jax.data.builders import rows as made
+from opd_jax.evals import run as evals
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines import responder, reward_model, scoring, stages
 from opd_jax.rollouts.sampler import Sampling
@@ -219,7 +220,7 @@ def reward(config: ml_collections.ConfigDict, rows: Sequence[tuple[Row, list[Mem
     return [(row, [{**x, "reward": section.beta * (x[wanted] - (x[anchor] if anchor else 0.0))}
                    for x in members]) for row, members in rows]
   if section.source == "verifier":
-    verify = verifiers.shared(stack.enter_context(verifiers.make(**config.verifier)))
+    verify = evals.shared(stack.enter_context(verifiers.make(**config.verifier)))
     judge = lambda part: [x.reward for x in verify(
         [x["response"] for _, members in part for x in members],
         [row["answer"] for row, members in part for _ in members])]

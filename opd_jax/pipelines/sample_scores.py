@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from opd_jax import distributed, keys, sharding, verifiers
+from opd_jax import distributed, keys, sharding
 from opd_jax.data import builders, chat
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.builders import rows as made
-from opd_jax.evals.run import Verifier
+from opd_jax.evals import run as evals
 from opd_jax.losses import divergences
 from opd_jax.pipelines import evaluation, given, scoring
 from opd_jax.pipelines import policy as policies
@@ -37,7 +37,7 @@ STUDENT = "student"  # under which its own log-probabilities are kept
 Ask = Callable[[Any, Sequence[chat.Messages], Sequence[str]], list[np.ndarray | None]]
 
 
-def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: Verifier, mesh: Mesh,
+def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: evals.Verifier, mesh: Mesh,
          workdir: str, evaluate: evaluation.Evaluate) -> evaluation.Evaluate:
   """An evaluation that also says what eval.scores and eval.rival ask for; without them, as it was.
 
@@ -73,7 +73,7 @@ def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: Ve
       {STUDENT: student} | others if others else {}).items()}
   comparable = [name for name, policy in others.items()
                 if read_alike(student.tokenizer, policy.tokenizer)]
-  rival = (rival_rewards(section.rival.rows, rows, verifiers.shared(verify))
+  rival = (rival_rewards(section.rival.rows, rows, evals.shared(verify))
            if section.rival.rows else None)
 
   def scored(params: Any, name: str) -> dict[str, float]:
@@ -186,7 +186,7 @@ def read_alike(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
   return one.end_id == other.end_id
 
 
-def rival_rewards(path: str, rows: Sequence[dict[str, Any]], verify: Verifier) -> list[float]:
+def rival_rewards(path: str, rows: Sequence[dict[str, Any]], verify: evals.Verifier) -> list[float]:
   """The reward of the rival's response to each row; where it did not come to an end, of none.
 
   Raises: ValueError if it has none to any of them: it is of other prompts then.

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import math
 
-from opd_jax import distributed
 from opd_jax.verifiers import (
     exact_match, instructions, math_answer, multiple_choice, notes, sandbox, tool_calls, unit_tests)
 from opd_jax.verifiers.pool import Pool
@@ -63,12 +62,3 @@ def make(name: str, workers: int, timeout_s: float,
     patience_s = unit_tests.PATIENCE_S + limits.wall_s + 2 * sandbox.SLACK_S
   with Pool(verify, workers, patience_s) as pool:
     yield pool
-
-
-def shared(verify: Verify) -> Verify:
-  """The same verifier, its work shared out between the processes. All must call it together."""
-  def together(texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-    return distributed.each(lambda pairs: verify([text for text, _ in pairs],
-                                                 [answer for _, answer in pairs]),
-                            list(zip(texts, answers, strict=True)))
-  return together
