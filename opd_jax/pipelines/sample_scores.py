@@ -37,8 +37,8 @@ STUDENT = "student"  # under which its own log-probabilities are kept
 Ask = Callable[[Any, Sequence[chat.Messages], Sequence[str]], list[np.ndarray | None]]
 
 
-def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: evals.Verifier, mesh: Mesh,
-         workdir: str, evaluate: evaluation.Evaluate) -> evaluation.Evaluate:
+def make(config: ml_collections.ConfigDict, student: policies.Policy, verify: evals.Verifier,
+         mesh: Mesh, workdir: str, evaluate: evaluation.Evaluate) -> evaluation.Evaluate:
   """An evaluation that also says what eval.scores and eval.rival ask for; without them, as it was.
 
   To its metrics are added "logprob/NAME" (mean over samples, nats a response), "k3/NAME" (the same
@@ -186,7 +186,8 @@ def read_alike(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
   return one.end_id == other.end_id
 
 
-def rival_rewards(path: str, rows: Sequence[dict[str, Any]], verify: evals.Verifier) -> list[float]:
+def rival_rewards(path: str, rows: Sequence[dict[str, Any]],
+                  verify: evals.Verifier) -> list[float]:
   """The reward of the rival's response to each row; where it did not come to an end, of none.
 
   Raises: ValueError if it has none to any of them: it is of other prompts then.
