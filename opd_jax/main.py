@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # the libraries' INFO would bury the run's own lines
   # Compiling takes longer than many a tiny run: what was compiled once is kept.
-  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
+  if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another place
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
   try:
     configs.validate(config)
     distributed.initialize()

@@ -1,12 +1,20 @@
 """Under OPD_JAX_STRICT_SKIPS=1 (.ci/run) a skipped test fails the run, unless it had to be."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 # Nearly all of the tests' time is XLA's: it is asked for code quickly, here and in child processes,
-# not for quick code. Before JAX is imported.
+# not for quick code; and what one test has compiled no other compiles, of whatever process. Before
+# JAX is imported, and by the first of pytest-xdist's processes, for all.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 "
                       "--xla_llvm_disable_expensive_passes=true")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="opd_jax_compiled_")
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # pylint: disable=wrong-import-position
 from absl import flags

@@ -50,9 +50,7 @@ def start(command, processes, devices):
   port, started = free_port(), []
   for i in range(processes):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-                        "JAX_NUM_CPU_DEVICES": str(devices),
-                        # A run that goes on compiles what the one before it has compiled.
-                        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+                        "JAX_NUM_CPU_DEVICES": str(devices)}
     if processes > 1:
       env[distributed.VARIABLE] = f"127.0.0.1:{port},{processes},{i}"
     started.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, text=True,

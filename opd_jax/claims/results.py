@@ -32,8 +32,9 @@ RECOVERED = f"""\
 PGR, the performance gap recovered, is (method - floor) / (ceiling - floor). There is no verdict if
 the gap is less than {contrasts.GAP:g} times its own 95% half-interval over prompts (**no gap**)."""
 CONDITIONS = """\
-All intervals are over the seeds of the methods: they are conditional on one model to start from,
-one set of teachers or experts, and one set of held-out prompts, and say nothing of how others would
+All intervals are over the seeds of the methods, which their evaluations draw by too: they are
+conditional on one model to start from, one set of teachers or experts, and one set of held-out
+prompts, on which rates were tuned as well (by other seeds), and say nothing of how others would
 turn out. They are not corrected for the number of rows: primary rows were chosen beforehand and
 have the most seeds, the others are explorations."""
 SWEEP = """\

@@ -151,12 +151,13 @@ def tuning(config: ml_collections.ConfigDict, method: str, value: float, seed: i
 
 def with_value(config: ml_collections.ConfigDict, method: str, value: float | None,
                seed: int) -> ml_collections.ConfigDict:
-  """A method's config with a seed, and with a value of tune.key if it is tuned."""
-  section = config.methods[method]
-  # Evaluations draw the same numbers in all cells; the study of critics is nothing but one.
-  drawn = {"eval.seed": 1 + seed} if section.pipeline == "critique_refine" else {}
+  """A method's config with a seed, and with a value of tune.key if it is tuned.
+
+  The seed is that of its evaluations too: with one for all, the luck of their draws would be in
+  every cell and in no interval. Methods of the same seed draw the same numbers.
+  """
   tuned = {} if value is None else {config.tune.key: value}
-  return changed(section, {"seed": seed} | drawn | tuned)
+  return changed(config.methods[method], {"seed": seed, "eval.seed": 1 + seed} | tuned)
 
 
 def choice(config: ml_collections.ConfigDict, ledger: Ledger, method: str) -> float | None:

@@ -1,6 +1,5 @@
 """Cells run once, again when what they rest on has changed, and a failure stops no other."""
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -21,22 +20,6 @@ from opd_jax.claims import crew, identity, measured
 from opd_jax.pipelines import claims
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-# Workers keep what they compile where main does.
-CACHE = str(pathlib.Path.home() / ".cache/opd_jax/xla")
-UNDO = contextlib.ExitStack()
-
-
-def setUpModule():
-  UNDO.callback(jax.config.update, "jax_compilation_cache_dir",
-                jax.config.jax_compilation_cache_dir)
-  jax.config.update("jax_compilation_cache_dir", CACHE)
-  UNDO.enter_context(mock.patch.dict(os.environ, {"JAX_COMPILATION_CACHE_DIR": CACHE}))
-
-
-def tearDownModule():
-  UNDO.close()
-
 
 def load(name, form):
   spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/claims/{name}.py")
@@ -119,6 +102,7 @@ class ClaimsTest(absltest.TestCase):
       self.assertEqual((found[name]["value"], found[name]["config"]["optimizer"]["learning_rate"]),
                        (best, best))
     self.assertEqual(found["methods/exopd-s1"]["config"]["seed"], 1)
+    self.assertEqual(found["methods/exopd-s1"]["config"]["eval"]["seed"], 2)
 
   def test_2_a_cell_says_what_it_cost_and_what_it_rests_on(self):
     found = cells(self.workdir)
@@ -166,7 +150,7 @@ class ClaimsTest(absltest.TestCase):
 
   def test_5_what_has_changed_runs_again_and_a_failure_stops_no_other(self):
     config = self.config.copy_and_resolve_references()
-    config.methods.sft.eval.seed = 2            # stale: its two cells
+    config.methods.sft.eval.temperature = 0.9   # stale: its two cells
     config.methods.exopd.rollout.max_prompt = 1  # no prompt fits: its tuning fails at the start
     pathlib.Path(self.workdir, "stages/expert_count/export/model.safetensors").unlink()
     before = cells(self.workdir)
@@ -215,7 +199,7 @@ class SittingTest(parameterized.TestCase):
     run(config, f"{folder}/first")
     whole = pathlib.Path(config.table).read_text()
     self.assertIn("From 2 cells", whole)
-    config.methods.one.eval.seed = 2
+    config.methods.one.eval.temperature = 0.9
     config.minutes = 0.0
     _, notes = run(config, f"{folder}/second")
     self.assertIn("2 cells in", notes)
