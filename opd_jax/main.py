@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import sys
 import traceback
 from typing import Any
@@ -81,9 +82,10 @@ class locked:
     except BlockingIOError:
       self._file.seek(0)
       raise ValueError(f"{self._workdir} is in use by process {self._file.read().strip()}; wait "
-                       "for it, stop it, or choose another --workdir") from None
+                       "for it, stop it, or choose another --workdir (if that machine is lost, "
+                       f"remove {self._workdir}/lock)") from None
     self._file.truncate(0)
-    self._file.write(str(os.getpid()))
+    self._file.write(f"{os.getpid()} on {socket.gethostname()}")
     self._file.flush()
 
   def __exit__(self, *error: Any) -> None:
