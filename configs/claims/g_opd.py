@@ -30,7 +30,7 @@ def rows(domains, routed=True, train=20_000):
 
 # By form: steps of SFT for the base and for the strong teacher, of GRPO, of a cell; rows a batch.
 SIZES = {
-    "": dict(base=300, strong=300, grpo=120, cell=100, rows=64, prompts=192, samples=4),
+    "": dict(base=300, strong=300, grpo=120, cell=60, rows=64, prompts=192, samples=4),
     "quick": dict(base=2, strong=2, grpo=2, cell=2, rows=8, prompts=8, samples=2),
     "smoke": dict(base=2, strong=2, grpo=2, cell=2, rows=4, prompts=8, samples=2),
 }
