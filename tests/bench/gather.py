@@ -2,8 +2,9 @@
 
     python tests/bench/gather.py v5p:2x2x4 v5p:2x4x4 v5p:4x4x4 v5p:4x4x8
 
-Prints which collectives the compiled product of a replicated weight has, where XLA is left to gather
-it, where it is told to (`all_gather`), and where it is told to in two stages; no TPU is needed.
+Prints which collectives the compiled product of a replicated weight has, where XLA is left to
+gather it, where it is told to (`all_gather`), and where it is told to in two stages; no TPU is
+needed.
 """
 
 import os

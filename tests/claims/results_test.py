@@ -171,6 +171,15 @@ class RenderTest(absltest.TestCase):
     text = results.render(config, measured(stages={}), [])
     self.assertIn("open", row(text, "more")[6])
 
+  def test_a_difference_may_be_claimed_to_be_greater_than_another(self):
+    text = results.render(make(claims=dict(more=dict(
+        text="it grows", a="new", b="old", over=("half", "old"), metric=MEAN, effect=0.05,
+        paper=""))), measured(), [])
+    # 0.20, 0.22, 0.24: 0.22 -+ 4.303 * 0.02 / sqrt(3).
+    self.assertEqual(row(text, "it grows")[2:], [
+        "(`new` - `old`) - (`half` - `old`), eval/mean@8 (points)", "+5.0", "+22.0 [+17.0, +27.0]",
+        "3", "**reproduced**"])
+
   def test_every_expert_is_to_be_beaten_where_it_is_one(self):
     text = results.render(make(), measured(), [])
     # Leads: sort 0.10 thrice; count 0.10, 0.05, 0.00. An expert's error, of 100 prompts a domain
