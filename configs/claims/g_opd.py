@@ -213,7 +213,6 @@ def get_config(arg=""):
       command=f"python -m opd_jax.main --config=configs/claims/g_opd.py{suffix} "
               f"--workdir=runs/claims_g_opd{suffix.replace(':', '_')}",
       results="results/g_opd" if full else "", table="RESULTS.md" if full else "",
-      minutes=150.0,
       stages=stages, methods=methods,
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
       tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3),
