@@ -17,8 +17,8 @@ class Chip(NamedTuple):
   links: float | None     # bytes/s sent to other chips, all links together
 
 
-# Sources: "System architecture" of each chip in Google Cloud's TPU documentation (as crawled: v5e
-# 197 TFLOPs, 819 GB/s, 1600 Gbit/s; v6e 918, 1600, 3200; v5p 459, 2765, 4800), except for memory:
+# Sources: "System architecture" of each chip in Google Cloud's TPU documentation, of the pages
+# cloud.google.com/tpu/docs/v5e, /v5p and /v6e (as crawled: v5e 197 TFLOPs, 819 GB/s, 1600 Gbit/s; v6e 918, 1600, 3200; v5p 459, 2765, 4800), except for memory:
 # that is what libtpu 0.0.42 says it has when a program needs more, less than the 16, 32 and 95 GB
 # there, because the runtime keeps some.
 CHIPS = {
