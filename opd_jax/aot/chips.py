@@ -18,9 +18,9 @@ class Chip(NamedTuple):
 
 
 # Sources: "System architecture" of each chip in Google Cloud's TPU documentation, of the pages
-# cloud.google.com/tpu/docs/v5e, /v5p and /v6e (as crawled: v5e 197 TFLOPs, 819 GB/s, 1600 Gbit/s; v6e 918, 1600, 3200; v5p 459, 2765, 4800), except for memory:
-# that is what libtpu 0.0.42 says it has when a program needs more, less than the 16, 32 and 95 GB
-# there, because the runtime keeps some.
+# cloud.google.com/tpu/docs/v5e, /v5p and /v6e (as crawled: v5e 197 TFLOPs, 819 GB/s, 1600 Gbit/s;
+# v6e 918, 1600, 3200; v5p 459, 2765, 4800), except for memory: that is what libtpu 0.0.42 says it
+# has when a program needs more, less than the 16, 32 and 95 GB there, as the runtime keeps some.
 CHIPS = {
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 1600e9 / 8),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 4800e9 / 8),
