@@ -1,12 +1,13 @@
 """ExOPD with reward correction: the reference is the teacher before its reinforcement learning.
 
     python -m opd_jax.main --config=configs/grpo.py --workdir=runs/expert \
-      --config.student.source=tiny:teacher
+      --config.student.source=tiny:teacher --config.optimizer.learning_rate=5e-5
     python -m opd_jax.main --config=configs/exopd_reward_correction.py --workdir=runs/corrected
 
 Strong to weak: teacher and student differ in size, so that log q - log b is what the teacher's own
 training rewarded only if b is the model that it was trained from. It costs a forward pass of the
-teacher's size at every step. With --config.reference.source=tiny:student it is plain ExOPD.
+teacher's size at every step. With --config.reference.source=tiny:student it is plain ExOPD. (The
+larger model loses what it can at the rate that configs/grpo.py has for the small one.)
 
 Forms: full (the default), the tiny student and the expert that the first command makes of the tiny
 teacher; quick, seconds with the shipped teacher and weak model in the places of the expert and its
@@ -35,6 +36,7 @@ def get_config(arg=""):
         optimizer=dict(learning_rate=1e-5),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),
+        checkpoint=dict(every=10),  # that many steps take half an hour and more
     )
   full = form == ""
   return configs.on_policy(

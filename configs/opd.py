@@ -28,6 +28,7 @@ def get_config(arg=""):
         optimizer=dict(learning_rate=1e-5),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),
+        checkpoint=dict(every=10),  # that many steps take half an hour and more
     )
   full = form == ""
   return configs.on_policy(

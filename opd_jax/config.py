@@ -421,6 +421,7 @@ def _claim() -> ConfigDict:
                              # "recovered": a - b in shares of the gap from `before` to `after`
       a="",                  # a method
       b="",                  # another, or "stage:NAME"; "": a's metric is a gain already
+      over=(),               # c, d: it is claimed that a - b is greater than c - d, and by how much
       metric="",             # of a cell: "eval/mean@8", "curve/area", "gain/mean@8" ...
       effect=0.0,            # as claimed, in units of the metric; its sign is the direction
       margin=0.0,            # > 0: the claim is that it equals `effect`, within this margin

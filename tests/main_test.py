@@ -85,7 +85,7 @@ class WorkdirTest(absltest.TestCase):
 
   def test_a_workdir_in_use_names_the_process_and_is_free_after_it(self):
     with main.locked(self.workdir):
-      with self.assertRaisesRegex(ValueError, f"in use by process {os.getpid()} on .*; wait .*lock"):
+      with self.assertRaisesRegex(ValueError, f"by process {os.getpid()} on .*; wait .*lock"):
         with main.locked(self.workdir):
           self.fail("two runs in one workdir")
     with main.locked(self.workdir):

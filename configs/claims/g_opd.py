@@ -5,8 +5,8 @@
 Same size: one domain's expert, made by GRPO out of a base, is distilled back into that base.
 Merging: the experts of several domains are. Strong to weak: the same base learns from a larger
 model after its GRPO. Each with ExOPD, OPD and SFT, and a sweep of lam. The cells are in
-results/g_opd, the tables in RESULTS.md; 2 CPU cores, one long sitting: another machine's stages
-differ in their last bits, and cells that start from other stages do not join.
+results/g_opd, beside the models that they start from, the tables in RESULTS.md; 2 CPU cores, some
+sittings.
 
 Forms: full (the default); quick, minutes, the same cells of two steps and two seeds, with cells
 and tables in the workdir; smoke, for the tests, fewer of them.
@@ -213,7 +213,6 @@ def get_config(arg=""):
       command=f"python -m opd_jax.main --config=configs/claims/g_opd.py{suffix} "
               f"--workdir=runs/claims_g_opd{suffix.replace(':', '_')}",
       results="results/g_opd" if full else "", table="RESULTS.md" if full else "",
-      minutes=150.0,
       stages=stages, methods=methods,
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
       tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3),

@@ -217,29 +217,38 @@ def largest(trial: Callable[[int], Report], sizes: Sequence[int]) -> tuple[int, 
 
 
 def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list[str]:
-  """Scoring and updates of the same batch on pods of several sizes, a row a chip at a time.
+  """A step's sampling, scoring and updates of the same batch on pods of several sizes.
 
-  On n chips a chip's FLOPs should be 1/n of the whole. A micro-batch gathers all weights and
-  spreads all gradients, so what a chip sends should be that of a micro-batch times their number,
-  which is rows / n: it falls as 1/n too, but for the factor (n - 1) / n of a gather.
+  Scored and learned are a row a chip at a time; slots are the config's, on all chips together. On n
+  chips a chip's FLOPs should be 1/n of the whole. A micro-batch gathers all weights and spreads all
+  gradients, so what a chip sends should be that of a micro-batch times their number, which is
+  rows / n: it falls as 1/n too, but for the factor (n - 1) / n of a gather, n chips on the data
+  axis. So does the rest: a layer's weights are gathered once a rollout.
 
   Raises: ValueError for rows that a pod does not divide.
   """
   rows, _ = programs.learned(config)
-  table, first = [], None
+  table, first = [], {}
   for topology in topologies:
     mesh = report_of(config, topology).mesh
-    parts = max(rows // mesh.shape["data"], 1)
-    report = partly(config, topology, "learn", {"loss.micro_batches": parts})
-    whole, peak = step(report), max(row.total for row in report.rows)
-    first = first or {"flops": whole["flops"] * mesh.size, "sent": whole["sent"] * mesh.size}
-    share = lambda name: f"{whole[name] * mesh.size / first[name]:.3f}" if first[name] else ""
-    table.append([topology, f"{mesh.size}", f"{parts}", f"{whole['flops'] / 1e12:,.5g}",
-                  share("flops"), f"{whole['sent'] / 1e9:,.4g}", share("sent"), f"{peak / GIB:.4g}",
-                  "yes" if all(map(report.fits, report.rows)) else "no"])
-  return ["## The same batch on more chips: score and update", "", markdown.table(
-      ["topology", "chips", "micro-batches", "TFLOP a chip", "x chips, of the first's",
-       "GB sent a chip", "x chips, of the first's", "GiB at the peak", "fits"], table)]
+    chips_of_data = mesh.shape["data"]
+    parts = max(rows // chips_of_data, 1)
+    gathered = 1 - 1 / chips_of_data
+    for part in ("sample", "learn") if config.pipeline != "sft" else ("learn",):
+      report = partly(config, topology, part, {"loss.micro_batches": parts})
+      whole, peak = step(report), max(row.total for row in report.rows)
+      now = {name: whole[name] * mesh.size for name in ("flops", "sent")} | {"gathered": gathered}
+      before = first.setdefault(part, now)
+      share = lambda name: f"{now[name] / before[name]:.3f}" if before[name] else ""
+      table.append([
+          topology, f"{mesh.size}", {"sample": "sampling", "learn": "scores and updates"}[part],
+          f"{parts}" if part == "learn" else "", f"{whole['flops'] / 1e12:,.5g}", share("flops"),
+          f"{whole['sent'] / 1e9:,.4g}", share("sent"), share("gathered"), f"{peak / GIB:.4g}",
+          "yes" if all(map(report.fits, report.rows)) else "no"])
+  return ["## The same batch on more chips", "", markdown.table(
+      ["topology", "chips", "what", "micro-batches", "TFLOP a chip", "x chips, of the first's",
+       "GB sent a chip", "x chips, of the first's", "as gathers would", "GiB at the peak", "fits"],
+      table)]
 
 
 def meshes(count: int) -> Iterable[int]:

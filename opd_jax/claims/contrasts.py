@@ -65,22 +65,23 @@ def shown(word: str, still: str) -> str:
 
 def compared(config: ml_collections.ConfigDict, found: Measured,
              claim: ml_collections.ConfigDict) -> list[Scores]:
-  """The sides of a claim: a and b; of kind "experts" the student in each domain that counts."""
+  """Sides of a claim: a, b, c, d; of "experts" the student in each domain that counts."""
   if claim.kind == "experts":
     sides = [scores(config, found, claim.a, f"domain/{domain}", config.seeds[claim.a])
              for domain in counting(found, claim)]
     # A run that diverged did so in all domains: it is one.
     return [side._replace(diverged=side.diverged * (not i), lost=side.lost * (not i))
             for i, side in enumerate(sides)]
-  return [scores(config, found, who, claim.metric, seeds)
-          for who, seeds in wanted(config, claim).items()]
+  seeds = wanted(config, claim)
+  return [scores(config, found, who, claim.metric, seeds[who])
+          for who in (claim.a, claim.b, *claim.over) if who]
 
 
 def wanted(config: ml_collections.ConfigDict,
            claim: ml_collections.ConfigDict) -> dict[str, tuple[int, ...]]:
   """Side -> the seeds of it that count: if paired, those of both. A stage has those of a."""
   own = {who: config.seeds[who] if who in config.seeds else config.seeds[claim.a]
-         for who in (claim.a, claim.b) if who}
+         for who in (claim.a, claim.b, *claim.over) if who}
   if not claim.paired:
     return own
   both = set.intersection(*map(set, own.values()))
@@ -122,10 +123,13 @@ def withheld(config: ml_collections.ConfigDict, found: Measured,
 
 def of_difference(found: Measured, claim: ml_collections.ConfigDict,
                   sides: Sequence[Scores]) -> tuple[str, int, str]:
-  """a - b, or a alone if it is a gain: the interval, its seeds, and what it says."""
-  a, b = (*(side.values for side in sides), {})[:2]
+  """a - b, less c - d if there are such; or a alone if it is a gain."""
+  a, b, *over = (*(side.values for side in sides), {}, {})
   if not claim.b:
     ours = statistics.interval(list(a.values()))
+  elif claim.over:
+    ours = statistics.interval(list(statistics.difference(
+        statistics.difference(a, b), statistics.difference(*over[:2])).values()))
   elif claim.paired:
     ours = statistics.interval(list(statistics.difference(a, b).values()))
   else:
@@ -220,6 +224,8 @@ def ran(found: Measured, claim: ml_collections.ConfigDict) -> str:
     return (f"`{claim.a}` - `{claim.b}`, points of PGR, from `{claim.before}` to "
             f"`{claim.after}`")
   both = f"`{claim.a}` - `{claim.b}`" if claim.b else f"`{claim.a}`"
+  if claim.over:
+    both = f"({both}) - (`{claim.over[0]}` - `{claim.over[1]}`)"
   return f"{both}, {labeled(claim.metric)}"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import datetime
 import json
 import pathlib
+import shutil
 import subprocess
 from typing import Any, NamedTuple
 
@@ -34,6 +35,9 @@ class Cell(NamedTuple):
 class Ledger:
   """Results by cell, on disk as one JSON file each.
 
+  A model that a stage leaves is kept beside its JSON, and comes back from there: another machine's
+  would differ in its last bits, and cells that start from it would not join.
+
   Args:
     stages: name -> config.
     folder: of the JSON files.
@@ -49,7 +53,11 @@ class Ledger:
     self._folder, self._workdir, self._machine = folder, workdir, dict(machine)
     self._commit, self._identities = commit(), {}
     self._found = {path.relative_to(folder).as_posix().removesuffix(".json"): _read(path)
-                   for path in sorted(folder.rglob("*.json"))}
+                   for path in sorted(folder.glob("*/*.json"))}
+    for stage in self.stages.values():
+      kept, model = folder / stage.name, workdir / stage.name / measured.EXPORT
+      if kept.is_dir() and not model.exists():
+        shutil.copytree(kept, model)
 
   def current(self, cell: Cell) -> Result | None:
     """The result of a cell, unless there is none or it is stale."""
@@ -92,6 +100,9 @@ class Ledger:
     aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     aside.rename(path)
     self._found[cell.name] = _read(path)  # as a later sitting will see it
+    model = pathlib.Path(self.folder(cell), measured.EXPORT)
+    if cell.stage and model.is_dir():
+      shutil.copytree(model, self._folder / cell.name, dirs_exist_ok=True)
 
   def _place(self, stage: Cell) -> str:
     """How a config names what a stage has left: rows, a reward model, or a model."""

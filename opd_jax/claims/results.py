@@ -39,8 +39,9 @@ turn out. They are not corrected for the number of rows: primary rows were chose
 have the most seeds, the others are explorations."""
 SWEEP = """\
 Rank correlations (Spearman's) are those of each seed over all rows. **rises**, **falls**: their
-interval excludes 0, and no step between neighbors goes the other way with an interval that excludes
-0; **turns**: there is such a step; **unclear**: neither. Turns: {turns}."""
+interval excludes 0; **turns**: steps between neighbors go both ways, or one goes the other way than
+these; **unclear**: neither. A step counts if the interval of its paired change excludes 0, at 5%
+over the number of steps. Steps: {steps}."""
 BUDGETS = """\
 Student tokens are those that the student sampled for its updates; between methods with the same
 number of updates and rows they differ by the length of its responses alone{spread}. SFT samples
@@ -129,8 +130,8 @@ def experts_table(config: ml_collections.ConfigDict, found: Measured,
 
 def sweep_table(config: ml_collections.ConfigDict, found: Measured,
                 sweep: ml_collections.ConfigDict) -> list[str]:
-  """A row for each value of the parameter; which way the measures go, and where they turn."""
-  rows, turns = [], []
+  """A row for each value of the parameter; which way the measures go, and where they move."""
+  rows, steps = [], []
   sides = {name: [contrasts.scores(config, found, method, name, config.seeds[method])
                   for method in sweep.methods] for name in sweep.metrics}
   curves = {name: [side.values for side in row] for name, row in sides.items()}
@@ -146,8 +147,8 @@ def sweep_table(config: ml_collections.ConfigDict, found: Measured,
         for name, curve in curves.items())])
   trends = {name: statistics.trend(sweep.points, curve) for name, curve in curves.items()}
   for name, trend in trends.items():
-    turns += [f"{labeled(name)} between {sweep.points[i]:g} and {sweep.points[i + 1]:g}, by "
-              + within(step, number_of(name), sign=True) for i, step in trend.breaks]
+    steps += [f"{labeled(name)} between {sweep.points[i]:g} and {sweep.points[i + 1]:g}, by "
+              + within(step, number_of(name), sign=True) for i, step in trend.steps]
   seeds = ", ".join(dict.fromkeys(str(trend.rho.n) for trend in trends.values()))
   there, wanted = (sum(len(seeds.get(method, ())) for method in sweep.methods)
                    for seeds in (found.methods, config.seeds))
@@ -157,7 +158,7 @@ def sweep_table(config: ml_collections.ConfigDict, found: Measured,
                                       for trend in trends.values())])
   return [f"The paper: {sweep.paper}" if sweep.paper else "",
           table((sweep.parameter, "method", "seeds", *map(labeled, sweep.metrics)), rows),
-          SWEEP.format(turns="; ".join(turns) or "none")]
+          SWEEP.format(steps="; ".join(steps) or "none")]
 
 
 def methods(config: ml_collections.ConfigDict, found: Measured) -> str:

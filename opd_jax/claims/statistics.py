@@ -160,35 +160,35 @@ class Trend(NamedTuple):
   """How a measure moves with a parameter."""
 
   rho: Interval                          # Spearman's rank correlation of each seed
-  breaks: list[tuple[int, Interval]]     # i: from point i to i + 1 it turns, beyond noise
+  steps: list[tuple[int, Interval]]      # i: from point i to i + 1 it moves, beyond noise
   direction: str                         # rises, falls, turns, unclear; open
 
 
 def trend(parameter: Sequence[float], curves: Sequence[BySeed]) -> Trend:
-  """Whether a measure rises or falls with a parameter, and where it turns.
+  """Whether a measure rises or falls with a parameter, and where it moves.
 
   Args:
     parameter: its values, ascending.
     curves: the measure by seed, at each of them.
   Returns: rank correlations of the seeds that every point has (0 for a measure that never
-    changes); the steps between neighbors whose paired change has an interval that excludes 0, on
-    the other side than the correlations' mean; and "turns" if there is such a step, and a trend
-    that it goes against: the correlations' interval, or that of another step, excludes 0. Without
-    one "rises" or "falls" if the correlations' interval excludes 0, else "unclear" ("open" below 2
-    seeds).
+    changes), their interval within [-1, 1]; the steps between neighbors whose paired change has an
+    interval that excludes 0, at 0.05 / k as there are k steps to find one in; "turns" if there are
+    steps in both directions, or one against correlations whose interval excludes 0; else "rises"
+    or "falls" by that interval, "unclear" if it holds 0 ("open" below 2 seeds).
   """
   seeds = sorted(set.intersection(*map(set, curves))) if curves else []
-  found = interval([spearman(parameter, [curve[seed] for curve in curves]) for seed in seeds])
-  if math.isnan(found.low):
-    return Trend(found, [], "open")
-  steps = [interval(list(difference(b, a).values())) for a, b in zip(curves, curves[1:])]
-  up = math.copysign(1.0, found.mean)
-  along = [step for step in steps if min(up * step.low, up * step.high) > 0]
-  breaks = [(i, step) for i, step in enumerate(steps) if max(up * step.low, up * step.high) < 0]
-  sure = found.low > 0 or found.high < 0
-  if breaks and (sure or along):
-    return Trend(found, breaks, "turns")
-  return Trend(found, [], ("rises" if up > 0 else "falls") if sure else "unclear")
+  rho = interval([spearman(parameter, [curve[seed] for curve in curves]) for seed in seeds])
+  if math.isnan(rho.low):
+    return Trend(rho, [], "open")
+  rho = rho._replace(low=max(rho.low, -1.0), high=min(rho.high, 1.0))
+  level = 1 - 0.05 / max(len(curves) - 1, 1)
+  moves = [interval(list(difference(b, a).values()), level) for a, b in zip(curves, curves[1:])]
+  steps = [(i, step) for i, step in enumerate(moves) if step.low > 0 or step.high < 0]
+  up = rho.low > 0 or any(step.low > 0 for _, step in steps)
+  down = rho.high < 0 or any(step.high < 0 for _, step in steps)
+  if up and down:
+    return Trend(rho, steps, "turns")
+  return Trend(rho, steps, "rises" if rho.low > 0 else "falls" if rho.high < 0 else "unclear")
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:

@@ -35,7 +35,7 @@ def read(folder: str | pathlib.Path) -> Study:
 
   Raises: ValueError if floor, ceiling or methods are not there.
   """
-  found = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).rglob("*.json"))]
+  found = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*/*.json"))]
   stages = {cell["who"]: cell for cell in found if cell["cell"].startswith("stages/")}
   methods: dict[str, dict[int, Cell]] = {}
   for cell in found:

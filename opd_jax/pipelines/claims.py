@@ -246,6 +246,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       known(f"claims.{name}.counting", claim.counting.values(), stages)
     elif claim.b or claim.kind != "difference" or not claim.metric.startswith("gain/"):
       known(f"claims.{name}.b", [claim.b], methods + [f"{identity.STAGE}{x}" for x in stages])
+    known(f"claims.{name}.over", claim.over, methods)
+    refuse(claim.over and (len(claim.over) != 2 or claim.kind != "difference" or not claim.b
+                           or not claim.paired),
+           f"claims.{name}.over is {tuple(claim.over)}; it must be two methods, beside a paired "
+           "difference of two")
     refuse(claim.counting and set(claim.counting) != set(claim.experts),
            f"claims.{name}.counting is of {list(claim.counting)}, its experts of "
            f"{list(claim.experts)}: it must say of each domain whose expert counts")

@@ -171,6 +171,15 @@ class RenderTest(absltest.TestCase):
     text = results.render(config, measured(stages={}), [])
     self.assertIn("open", row(text, "more")[6])
 
+  def test_a_difference_may_be_claimed_to_be_greater_than_another(self):
+    text = results.render(make(claims=dict(more=dict(
+        text="it grows", a="new", b="old", over=("half", "old"), metric=MEAN, effect=0.05,
+        paper=""))), measured(), [])
+    # 0.20, 0.22, 0.24: 0.22 -+ 4.303 * 0.02 / sqrt(3).
+    self.assertEqual(row(text, "it grows")[2:], [
+        "(`new` - `old`) - (`half` - `old`), eval/mean@8 (points)", "+5.0", "+22.0 [+17.0, +27.0]",
+        "3", "**reproduced**"])
+
   def test_every_expert_is_to_be_beaten_where_it_is_one(self):
     text = results.render(make(), measured(), [])
     # Leads: sort 0.10 thrice; count 0.10, 0.05, 0.00. An expert's error, of 100 prompts a domain
@@ -180,7 +189,7 @@ class RenderTest(absltest.TestCase):
     self.assertEqual(row(text, "sort")[:5],
                      ["sort", "30.0", "+30.0: yes", "`sorter`", "60.0 -+ 1.7"])
     self.assertEqual(row(text, "sort")[6], "+10.0 [+6.6, +13.4]")
-    self.assertIn("one set of teachers or experts, and one set of held-out prompts", text)
+    self.assertIn("one set of teachers or experts, and one set of held-out\nprompts", text)
     weak = measured(stages=measured().stages | dict(counter=cell("counter", 0.5, 0.3, 0.4)))
     text = results.render(make(), weak, [])
     self.assertEqual(row(text, "count")[2], "+10.0: **no**")
@@ -209,12 +218,12 @@ class RenderTest(absltest.TestCase):
     self.assertEqual(row(text, "rank"), ["rank correlation", "", "3", "1.000 [1.000, 1.000]",
                                          "0.000 [0.000, 0.000]"])
     self.assertEqual(row(text, "direction")[3:], ["**rises**", "**unclear**"])
-    self.assertIn("Turns: none.", text)
+    self.assertIn("Steps: eval/mean@8 (points) between 0.5 and 1, by", text)
     self.assertNotIn("at the start", text)
     worse = measured(methods=measured().methods | dict(
         new={seed: cell(f"new-{seed}", 0.3 + 0.02 * seed) for seed in range(3)}))
     text = results.render(make(), worse, [])
-    self.assertIn("Turns: eval/mean@8 (points) between 1 and 2, by -9.0 [-11.5, -6.5]", text)
+    self.assertIn("between 1 and 2, by -9.0 [", text)
     self.assertEqual(row(text, "direction")[3], "**turns**")
 
   def test_the_sweep_shows_what_it_starts_from(self):

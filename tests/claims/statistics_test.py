@@ -152,34 +152,41 @@ class TrendTest(absltest.TestCase):
 
   def test_a_rising_measure_is_monotone(self):
     found = self.trend((1.0, 2.0, 3.0, 4.0), (1.1, 2.2, 2.9, 4.4), (0.9, 2.1, 3.3, 4.2))
-    self.assertEqual((found.rho, found.breaks, found.direction),
-                     (Interval(1.0, 1.0, 1.0, 3), [], "rises"))
+    self.assertEqual((found.rho, found.direction), (Interval(1.0, 1.0, 1.0, 3), "rises"))
+    self.assertEqual([i for i, _ in found.steps], [0])  # of the others the noise is too large
     falling = self.trend((4.0, 3.0, 2.0, 1.0), (4.4, 3.3, 2.2, 1.1))
     self.assertEqual((falling.rho.mean, falling.direction), (-1.0, "falls"))
 
-  def test_a_sure_turn_is_a_break_and_says_where(self):
+  def test_a_sure_turn_says_where(self):
     found = self.trend((1.0, 2.0, 3.0, 2.5), (1.1, 2.2, 3.1, 2.6), (0.9, 2.1, 3.2, 2.7))
-    self.assertEqual([i for i, _ in found.breaks], [2])
-    self.assertAlmostEqual(found.breaks[0][1].mean, -0.5)
+    self.assertEqual([i for i, _ in found.steps], [0, 1, 2])
+    self.assertAlmostEqual(found.steps[2][1].mean, -0.5)
     self.assertEqual(found.direction, "turns")
     self.assertGreater(found.rho.low, 0)
+    # At 5% over three steps.
+    wanted = statistics.interval([1.0, 0.9, 1.1], 1 - 0.05 / 3)
+    np.testing.assert_allclose(found.steps[1][1], wanted)
 
   def test_up_and_down_again_turns_though_no_way_prevails(self):
-    rows = [(1.0, 2.0, 2.5, 1.4), (1.1, 2.2, 2.6, 0.9), (0.9, 2.1, 2.8, 1.0)]
+    rows = [(1.0, 2.5, 2.0, 1.2), (1.1, 2.7, 2.1, 0.9), (0.9, 2.5, 2.0, 1.1)]
     found = self.trend(*rows)
     self.assertLess(found.rho.low, 0)
     self.assertGreater(found.rho.high, 0)
-    self.assertEqual((found.direction, [i for i, _ in found.breaks]), ("turns", [2]))
+    self.assertEqual((found.direction, [i for i, _ in found.steps]), ("turns", [0, 1, 2]))
+    mirrored = self.trend(*[[-x for x in row] for row in rows])
+    self.assertEqual((mirrored.direction, [i for i, _ in mirrored.steps]), ("turns", [0, 1, 2]))
 
-  def test_one_sure_step_against_no_trend_is_no_turn(self):
-    found = self.trend((2.0, 1.0, 1.0, 2.1), (2.0, 1.1, 1.4, 1.1), (2.0, 0.9, 1.9, 3.9))
-    self.assertGreater(found.rho.mean, 0)
-    self.assertLess(found.rho.low, 0)
-    self.assertEqual((found.direction, found.breaks), ("unclear", []))
+  def test_one_sure_step_is_no_turn_whatever_the_sign_of_no_trend(self):
+    for sign in (1.0, -1.0):
+      found = self.trend(*[[sign * x for x in row] for row in (
+          (2.0, 1.0, 1.0, 2.1), (2.0, 1.1, 1.4, 1.1), (2.0, 0.9, 1.9, 3.9))])
+      self.assertBetween(0.0, found.rho.low, found.rho.high)
+      self.assertGreaterEqual(found.rho.low, -1.0)
+      self.assertEqual((found.direction, [i for i, _ in found.steps]), ("unclear", [0]))
 
   def test_a_turn_within_the_noise_is_none(self):
     found = self.trend((1.0, 2.0, 3.0, 4.0), (1.1, 2.2, 3.1, 2.6), (0.9, 2.1, 3.2, 3.3))
-    self.assertEqual(found.breaks, [])
+    self.assertNotIn(2, [i for i, _ in found.steps])
     self.assertEqual(found.direction, "rises" if found.rho.low > 0 else "unclear")
 
   def test_rank_correlation_is_scipys_with_ties_and_0_where_nothing_changes(self):

@@ -145,7 +145,7 @@ class PreemptionTest(absltest.TestCase):
 
   def test_a_preempted_slice_is_asked_for_again_and_the_run_goes_on(self):
     code, verbs, said = self.tpu_pod(
-        # The first look. None; waiting; there; gone after the run broke off; being given back; none.
+        # The first look. None; waiting; there; gone as the run broke off; being given back; none.
         ["", "", "WAITING_FOR_RESOURCES", "READY", "SUSPENDED", "SUSPENDED", "", "READY"], [255, 0])
     self.assertEqual(code, 0, said)
     self.assertEqual(verbs, ["create", "detached.sh", "delete", "create", "detached.sh", "delete"])
