@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-running() { [ -s worker.pid ] && kill -0 "$(cat worker.pid)" 2>/dev/null; }
+# By its command too: after a reboot its number may be another's.
+running() { grep -qs worker.sh "/proc/$(cat worker.pid 2>/dev/null)/cmdline"; }
 
 if ! running; then
   rm -f worker.status

@@ -17,7 +17,8 @@ wait_a_little() {
 }
 
 look() {  # at a kind of resource under the slice's name; "" if there is none
-  step gcloud compute tpus "$1" list "${place[@]}" --filter="name ~ '/$TPU\$'" --format="value($2)" || return
+  step gcloud compute tpus "$1" list "${place[@]}" --filter="name ~ '/$TPU\$'" \
+    --format="value($2)" || return
   [ -z "${DRY_RUN:-}" ] || echo "$pretended"
 }
 
@@ -38,7 +39,7 @@ request() {
   [ "${SPOT:-1}" = 1 ] || spot=()
   step gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" "${place[@]}" \
     --accelerator-type="$TYPE" --runtime-version="${RUNTIME:-v2-alpha-tpuv5-lite}" "${spot[@]}"
-  [ -z "${DRY_RUN:-}" ] || pretended=ACTIVE
+  pretended=ACTIVE
 }
 
 release() {
@@ -68,7 +69,7 @@ everywhere() {
 }
 
 unless_running() {  # a run that is under way keeps the code that it has
-  everywhere "{ kill -0 \$(cat opd_jax/worker.pid); } 2>/dev/null || { $1; }"
+  everywhere "grep -qs worker.sh /proc/\$(cat opd_jax/worker.pid 2>/dev/null)/cmdline || { $1; }"
 }
 
 install() {  # locks are a host's own: those of a host that was taken away would stay for ever

@@ -27,7 +27,7 @@ METHODS = dict(
     prefix50=dict(weight="position", position=dict(fraction=0.5, side="prefix")),
     suffix50=dict(weight="position", position=dict(fraction=0.5, side="suffix")),
 )
-# Student and teacher, and how many times as large the latter is.
+# Student and teacher.
 PAIR, SAME_SIZE = ("tiny:student", "tiny:teacher"), ("tiny:weak", "tiny:student")
 
 ABOUT = """\

@@ -223,7 +223,7 @@ def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list
   chips a chip's FLOPs should be 1/n of the whole. A micro-batch gathers all weights and spreads all
   gradients, so what a chip sends should be that of a micro-batch times their number, which is
   rows / n: it falls as 1/n too, but for the factor (n - 1) / n of a gather, n chips on the data
-  axis. So does the rest: a layer's weights are gathered once a rollout.
+  axis. Sampling gathers all weights once a rollout, on however many chips: that does not fall.
 
   Raises: ValueError for rows that a pod does not divide.
   """
@@ -233,11 +233,12 @@ def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list
     mesh = report_of(config, topology).mesh
     chips_of_data = mesh.shape["data"]
     parts = max(rows // chips_of_data, 1)
-    gathered = 1 - 1 / chips_of_data
     for part in ("sample", "learn") if config.pipeline != "sft" else ("learn",):
       report = partly(config, topology, part, {"loss.micro_batches": parts})
       whole, peak = step(report), max(row.total for row in report.rows)
-      now = {name: whole[name] * mesh.size for name in ("flops", "sent")} | {"gathered": gathered}
+      gathers = mesh.size if part == "sample" else 1
+      now = {name: whole[name] * mesh.size for name in ("flops", "sent")}
+      now["gathered"] = gathers * (1 - 1 / chips_of_data)
       before = first.setdefault(part, now)
       share = lambda name: f"{now[name] / before[name]:.3f}" if before[name] else ""
       table.append([
