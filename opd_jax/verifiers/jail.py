@@ -51,7 +51,7 @@ CLONE = (56, 220)
 CLONE3 = (435, 435)
 REFUSED = dict(
     fork=(57, None), vfork=(58, None), execve=(59, 221), execveat=(322, 281),
-    socket=(41, 198), shmget=(29, 194), msgget=(68, 186), semget=(64, 190),
+    socket=(41, 198), memfd_create=(319, 279), shmget=(29, 194), msgget=(68, 186), semget=(64, 190),
     ptrace=(101, 117), process_vm_readv=(310, 270), process_vm_writev=(311, 271),
     unshare=(272, 97), setns=(308, 268), mount=(165, 40), umount2=(166, 39),
     pivot_root=(155, 41), chroot=(161, 51), open_by_handle_at=(304, 265), bpf=(321, 280),

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from opd_jax.verifiers.verdict import Verdict
+from opd_jax.verifiers.verdict import NoVerdict, Verdict
 
 # A fresh worker imports its libraries first; that is not the text's fault.
 START_S = 120.0
@@ -25,6 +25,9 @@ START_S = 120.0
 # Address space that a text may make a worker use, beyond which it fails: 9**9**9 must not
 # take the machine down with it. The verifiers' libraries need a tenth of it.
 MEMORY_BYTES = 4 << 30
+
+# What checks a text is tried so often, with these pauses behind each time, before the run ends.
+AGAIN_S = (1.0, 5.0, 0.0)
 
 
 def serve(descriptor: int) -> None:
@@ -43,11 +46,22 @@ def serve(descriptor: int) -> None:
     while True:
       text, answer = pipe.recv()
       signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 1)
-      verdict = verify(text, answer)
+      verdict = checked(verify, text, answer)
       signal.setitimer(signal.ITIMER_REAL, 0)
       pipe.send(verdict)
   except (EOFError, OSError):
     return
+
+
+def checked(verify: Callable[[str, str], Verdict], text: str, answer: str) -> Verdict | NoVerdict:
+  """The verdict; after several attempts without, why there is none."""
+  for wait_s in AGAIN_S:
+    try:
+      return verify(text, answer)
+    except NoVerdict as error:  # a machine that is full for a moment
+      failure = error
+      time.sleep(wait_s)
+  return failure
 
 
 class _Worker:
@@ -85,7 +99,8 @@ class Pool:
     verify: importable by name, since workers find it by importing its module.
     workers: processes, >= 1.
     timeout_s: hard limit for one text, seconds, > 0.
-  Raises: ValueError if these are out of range.
+  Raises: ValueError if these are out of range. A call raises NoVerdict where what checks texts
+    fails again and again: to give 0 to all of them would teach that nothing is right.
   """
 
   def __init__(self, verify: Callable[[str, str], Verdict], workers: int, timeout_s: float):
@@ -129,6 +144,9 @@ class Pool:
     except (EOFError, OSError):
       self._replace(i, worker, verdicts, "ended the process that checked it")
       return
+    if isinstance(verdict, NoVerdict):
+      self.__exit__()
+      raise NoVerdict(f"a response could not be checked, which is no fault of its text: {verdict}")
     if worker.ready:
       verdicts[worker.task], worker.task = verdict, None
     worker.ready = True

@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 
+from opd_jax.verifiers.verdict import NoVerdict
+
 JAIL = pathlib.Path(__file__).with_name("jail.py")
 # A bare interpreter: no site-packages. Hash values of text are the same in every run, or a
 # program that prints a set would be right today and wrong tomorrow.
@@ -30,7 +32,8 @@ class Limits:
   """Of one run.
 
   cpu_s is processor time, for each input: unlike the clock's, it does not depend on what else
-  the machine does. wall_s is the clock's, for all inputs, against programs that wait.
+  the machine does. wall_s is the clock's, against programs that wait: for the first input, and
+  cpu_s more for each other one, so that what keeps all of those limits is not ended by this.
   memory_bytes is address space. output_bytes is what may be written to standard output, for all
   inputs, and the size of any file. tasks counts threads, and the jail's own three processes.
   """
@@ -59,32 +62,36 @@ def run(source: str, stdins: Sequence[str], limits: Limits, isolated: bool = Tru
     isolated: False only where `missing` says that there is no isolation and the user accepts
       that: then limits, an empty environment and what filter of system calls can be had remain.
   Returns: one result for each run that was made.
-  Raises: RuntimeError if the sandbox itself failed, whatever the program is.
+  Raises: NoVerdict if the sandbox itself failed, whatever the program is.
   """
-  job = dict(dataclasses.asdict(limits), source=source, stdins=list(stdins), isolated=isolated)
+  wall_s = limits.wall_s + (len(stdins) - 1) * limits.cpu_s
+  job = dict(dataclasses.asdict(limits), wall_s=wall_s, source=source, stdins=list(stdins),
+             isolated=isolated)
   try:
     jail = subprocess.run([*COMMAND, str(os.getpid())], input=json.dumps(job).encode(),
                           capture_output=True, env=ENVIRONMENT, cwd="/", start_new_session=True,
-                          timeout=limits.wall_s + SLACK_S, check=False)
+                          timeout=wall_s + SLACK_S, check=False)
   except subprocess.TimeoutExpired as error:
-    raise RuntimeError("the sandbox did not keep its time limit") from error
+    raise NoVerdict("the sandbox did not keep its time limit") from error
+  except OSError as error:  # no process can be started, or no memory is left
+    raise NoVerdict(f"the sandbox could not be started: {error}") from error
   try:
     report = json.loads(jail.stdout)
   except ValueError as error:
-    raise RuntimeError(f"the sandbox failed: {jail.stderr.decode(errors='replace')[-500:]}"
-                       ) from error
+    raise NoVerdict(f"the sandbox failed: {jail.stderr.decode(errors='replace')[-500:]}"
+                    ) from error
   if "missing" in report:
-    raise RuntimeError(f"the sandbox needs what this machine refuses: {report['missing']}")
+    raise NoVerdict(f"the sandbox needs what this machine refuses: {report['missing']}")
   results, left = [], limits.output_bytes
   for status, stdout, stderr in report["ended"]:
     left -= len(stdout)
-    results.append(Ended(_failure(status, stderr, left, limits), stdout))
+    results.append(Ended(_failure(status, stderr, left, wall_s, limits), stdout))
   return results
 
 
-def _failure(status: int | None, stderr: str, left: int, limits: Limits) -> str:
+def _failure(status: int | None, stderr: str, left: int, wall_s: float, limits: Limits) -> str:
   if status is None:
-    return f"took longer than {limits.wall_s:g} s"
+    return f"took longer than {wall_s:g} s"
   if left < 0 or (status == 1 and "OSError: [Errno 27]" in stderr):  # EFBIG
     return f"wrote more than {limits.output_bytes} bytes"
   if status == -signal.SIGXCPU:
@@ -132,7 +139,7 @@ def missing() -> str:
   source = f"HOME = {os.path.expanduser('~')!r}\n{TRIAL}"
   try:
     [ended] = run(source, [""], Limits(memory_bytes=1 << 28))
-  except (RuntimeError, OSError) as error:
+  except NoVerdict as error:
     return str(error)
   return ended.failure or ended.stdout.strip()
 

@@ -48,7 +48,7 @@ def verify(text: str, answer: str, limits: sandbox.Limits = sandbox.Limits(),
            isolated: bool = True) -> Verdict:
   """Runs the response's code against the answer's tests; 1 if all pass.
 
-  Raises: RuntimeError if the sandbox fails, which is no text's fault.
+  Raises: NoVerdict if the sandbox fails, which is no text's fault.
   """
   try:
     tests = json.loads(answer)
@@ -88,7 +88,11 @@ def extract(text: str) -> str:
 def grade_function(code: str, tests: dict[str, Any], limits: sandbox.Limits,
                    isolated: bool) -> str:
   """What is wrong, in a sentence; "" if nothing."""
-  wanted = right_outputs(json.dumps(tests), limits, isolated)
+  try:
+    wanted = right_outputs(json.dumps(tests), limits, isolated)
+  except ValueError as error:
+    logging.warning("a question cannot be asked: %s", error)
+    return f"The tests of this question cannot be run: {error}."
   name, inputs = tests["entry_point"], tests["inputs"][:len(wanted)]
   found, failure = call(code, dict(tests, inputs=inputs), limits, isolated)
   for i, (text, want) in enumerate(zip(inputs, wanted)):
@@ -98,7 +102,7 @@ def grade_function(code: str, tests: dict[str, Any], limits: sandbox.Limits,
         return f"The code does not define {clip(name)}."
       return f"{which} {failure}."
     if not is_right(text, found[i], want, tests):
-      return f"{which} returned {clip(repr(found[i]))}, which is wrong."
+      return f"{which} returned {shown(found[i])}, which is wrong."
   return ""
 
 
@@ -106,7 +110,7 @@ def grade_function(code: str, tests: dict[str, Any], limits: sandbox.Limits,
 def right_outputs(tests: str, limits: sandbox.Limits, isolated: bool) -> tuple[Any, ...]:
   """What the function should return, up to the first input that is too much for the right solution.
 
-  Raises: RuntimeError if already the first one is.
+  Raises: ValueError if already the first one is; NoVerdict if the sandbox fails.
   """
   tests = json.loads(tests)
   if "outputs" in tests:
@@ -114,7 +118,7 @@ def right_outputs(tests: str, limits: sandbox.Limits, isolated: bool) -> tuple[A
   patient = dataclasses.replace(limits, wall_s=PATIENCE_S)
   found, failure = call(tests["solution"], tests, patient, isolated)
   if not found:
-    raise RuntimeError(f"the right solution of {tests['entry_point']} {failure}")
+    raise ValueError(f"the right solution of {tests['entry_point']} {failure}")
   if failure:
     logging.warning("the right solution of %s %s at test %d of %d, which ends the tests",
                     tests["entry_point"], failure, len(found) + 1, len(tests["inputs"]))
@@ -199,9 +203,18 @@ def prints_the_same(found: str, want: str) -> bool:
 
 def _numbers(line: str) -> Sequence[decimal.Decimal] | None:
   try:
-    return [decimal.Decimal(x) for x in line.split()]
+    numbers = [decimal.Decimal(x) for x in line.split()]
   except decimal.InvalidOperation:
     return None
+  return None if any(x.is_snan() for x in numbers) else numbers  # to compare one would raise
+
+
+def shown(value: Any) -> str:
+  """A value as Python writes it, clipped; of one that it does not write (10**5000), the type."""
+  try:
+    return clip(repr(value))
+  except (ValueError, RecursionError):
+    return f"a value of type {type(value).__name__} that is too long to write"
 
 
 def clip(text: str) -> str:

@@ -9,3 +9,7 @@ class Verdict:
 
   reward: float
   feedback: str
+
+
+class NoVerdict(RuntimeError):
+  """What checks responses has failed, which is no response's fault: nothing is known of it."""

@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 
 from opd_jax import verifiers
 from opd_jax.verifiers import pool
+from opd_jax.verifiers.verdict import NoVerdict
 
 STUCK = ("9**9**9**9", "\\boxed{10^{10^{10}}}", "#### ((((10!)!)!)!)")
 
@@ -47,6 +48,19 @@ def is_running(pid: int) -> bool:
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
   except FileNotFoundError:
     return False
+
+
+# Cannot check anything until the file of that name is there.
+FULL = """
+import pathlib
+from opd_jax.verifiers.verdict import NoVerdict, Verdict
+
+def verify(text, answer):
+  if text == "#### 1" or pathlib.Path(text).exists():
+    return Verdict(1.0, "")
+  pathlib.Path(answer or text + "x").touch()
+  raise NoVerdict("no process can be started")
+"""
 
 
 class MakeTest(parameterized.TestCase):
@@ -131,6 +145,17 @@ class PoolTest(absltest.TestCase):
     self.assertEqual([v.reward for v in verdicts], [0.0, 1.0])
     self.assertEqual(verdicts[0].feedback, "Checking the response ended the process that checked "
                                            "it.")
+
+  def test_what_cannot_be_checked_is_tried_again_and_then_ends_the_run(self):
+    folder = self.create_tempdir().full_path
+    pathlib.Path(folder, "full.py").write_text(FULL)
+    self.enterContext(mock.patch.object(sys, "path", [folder, *sys.path]))
+    with pool.Pool(importlib.import_module("full").verify, workers=1, timeout_s=20.0) as verify:
+      later = f"{folder}/later"
+      self.assertEqual(verify([later], [later])[0].reward, 1.0)  # found at the second attempt
+      with self.assertRaisesRegex(NoVerdict, "no fault of its text: no process can be started"):
+        verify([f"{folder}/never"], [""])
+      self.assertFalse(any(is_running(worker.process.pid) for worker in verify._workers))
 
   def test_workers_of_a_real_run_have_no_jax_and_die_with_it(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

@@ -99,6 +99,8 @@ HOSTILE = dict(
     huge_errors=("import sys\nwhile True: sys.stderr.write('x' * 10000)",
                  "File too large|more than"),
     huge_value=("f = lambda: 'x' * 10**7", "wrong|without a result|more than"),
+    long_number=("f = lambda: 10**5000", "type int that is too long to write, which is wrong"),
+    memory_in_files=("import os\nf = lambda: bool(os.memfd_create('x'))", "PermissionError"),
     no_utf8=("f = lambda: chr(0xD83D)", "returned"),
 )
 
@@ -226,6 +228,23 @@ class UnitTestsTest(parameterized.TestCase):
                   frozenset({1}), {1: "a", (1, 2): [3]}, b"\x00", 1 + 2j, math.inf, {}, [], ()):
       back = calls.decode(json.loads(json.dumps(calls.encode(value))))
       self.assertEqual((back, type(back)), (value, type(value)))
+
+  def test_numbers_that_are_none_are_wrong(self):
+    for printed in ("nan", "sNaN", "-sNaN1", "1e999999999", "x"):
+      verdict = unit_tests.verify(f"print({printed!r})", program(("", "1")), SECOND)
+      self.assertEqual(verdict.reward, 0.0)
+      self.assertIn("which is wrong", verdict.feedback)
+    self.assertEqual(unit_tests.verify("print('1.0')", program(("", "1")), SECOND).reward, 1.0)
+
+  def test_a_question_without_a_right_solution_teaches_nothing(self):
+    answer = json.loads(function(((2,), 0), solution="def f(x): raise OSError"))
+    del answer["outputs"]
+    with self.assertLogs(level="WARNING") as logs:
+      verdict = unit_tests.verify("f = lambda n: n", json.dumps(answer), SECOND)
+    self.assertEqual(verdict.reward, 0.0)
+    self.assertIn("The tests of this question cannot be run: the right solution of f stopped with",
+                  verdict.feedback)
+    self.assertIn("cannot be asked", logs.output[0])
 
   def test_other_ways_to_compare(self):
     for compare, out, want, right in (
