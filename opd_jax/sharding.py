@@ -1,10 +1,12 @@
 """Where arrays live: one mesh, one table from logical dimensions to its axes.
 
-Two mesh axes: `data` splits the batch and, FSDP-style, the parameters; `model` is
-tensor parallelism. A dimension laid out differently as weight and as activation has
-two names (`embed`, `act_embed`), so that no tensor asks for one mesh axis twice.
+Three mesh axes: `replica` and `data` split the batch; `data` alone, FSDP-style, the parameters, of
+which every replica has a copy; `model` is tensor parallelism. A dimension laid out differently as
+weight and as activation has two names (`embed`, `act_embed`), so that no tensor asks for one mesh
+axis twice.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-RULES: dict[str, str | None] = {
-    "batch": "data",
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("replica", "data"),
     "length": None,
     "act_embed": None,
     "embed": "data",
@@ -31,34 +33,54 @@ RULES: dict[str, str | None] = {
 HOST = "pinned_host"  # what JAX calls the memory of a host from which its devices copy
 
 
-def make_mesh(data: int = -1, model: int = 1, devices: Any = None) -> Mesh:
-  """A `data` x `model` mesh over all devices.
+def make_mesh(data: int = -1, model: int = 1, devices: Any = None, replica: int = 1) -> Mesh:
+  """A `replica` x `data` x `model` mesh over all devices.
 
   Args:
-    data, model: sizes of the two axes; at most one may be -1, "whatever is left".
+    data, model, replica: sizes of the three axes; at most one may be -1, "whatever is left". More
+      copies of the parameters (`replica`) take more memory, and fewer devices gather each.
     devices: the devices to use; all of them by default.
-  Raises: ValueError if the sizes do not multiply to the number of devices.
+  Raises: ValueError if the sizes do not multiply to the number of devices, or the pod's wires do
+    not go with them.
   """
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
-  if data == -1:
-    data = count // model if model > 0 else 0
-  elif model == -1:
-    model = count // data if data > 0 else 0
-  if data * model != count:
+  asked = dict(replica=replica, data=data, model=model)
+  named = " x ".join(f"{axis}={size}" for axis, size in asked.items())
+  given = math.prod(size for size in asked.values() if size != -1)
+  sizes = {axis: len(devices) // given if size == -1 and given > 0 else size
+           for axis, size in asked.items()}
+  if (math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1
+      or [*asked.values()].count(-1) > 1):
     raise ValueError(
-        f"mesh: data={data} x model={model} is not the number of devices, {count}. Set mesh.data "
-        "and mesh.model so that they multiply to it (-1 for one of them means 'the rest')."
-    )
-  # Axis types are explicit because JAX's default has changed between versions.
-  return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
+        f"mesh: {named} is not the number of devices, {len(devices)}. Set mesh.replica, mesh.data "
+        "and mesh.model so that they multiply to it (-1 for one of them means 'the rest').")
+  try:  # axis types are explicit because JAX's default has changed between versions
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * 3,
+                         devices=devices)
+  except NotImplementedError as error:  # JAX says which axis, and how the pod is wired
+    raise ValueError(f"mesh: {named} cannot be laid on these {len(devices)} devices: {error}"
+                     ) from error
+
+
+def axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes of one rule, or of one dimension's layout."""
+  return (rule,) if isinstance(rule, str) else rule or ()
+
+
+def ways(name: str, mesh: Any) -> int:
+  """Into how many parts a mesh cuts a dimension of that name, if they divide it."""
+  return math.prod(mesh.shape[axis] for axis in axes(RULES[name]))
 
 
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
-  """Layout of one array: `RULES`, except that a dimension its axis does not divide replicates."""
-  axes = [RULES[name] if name else None for name in names]
+  """Layout of one array: `RULES`, except that a dimension its axes do not divide replicates.
+
+  All axes of its rule together: rows that `data` divides, but `replica` x `data` does not, are on
+  every device.
+  """
   return PartitionSpec(*(
-      axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape)
+      RULES[name] if name and size % ways(name, mesh) == 0 else None
+      for name, size in zip(names, shape)
   ))
 
 
@@ -79,8 +101,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def shards(name: str, size: int) -> int:
   """Into how many parts the current mesh cuts a dimension of that name; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
-  axis = RULES[name]
-  return mesh.shape[axis] if not mesh.empty and size % mesh.shape[axis] == 0 else 1
+  return ways(name, mesh) if not mesh.empty and size % ways(name, mesh) == 0 else 1
 
 
 def on_shards(function: Any, *names: str | None, check: bool = True) -> Any:
@@ -113,7 +134,7 @@ def of_params(boxed: Any, mesh: Mesh) -> Any:
 
 def of_batch(mesh: Mesh) -> NamedSharding:
   """Sharding of any array whose first dimension is the batch."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -58,10 +58,10 @@ def start(command, processes, devices):
   return started
 
 
-def run(workdir, steps, processes, devices):
+def run(workdir, steps, processes, devices, *changes):
   """A short OPD run of the tiny models."""
   return start(["-m", "opd_jax.main", "--config=configs/opd.py:smoke", f"--workdir={workdir}",
-                *(f"--config.{x}" for x in (*SETTINGS, f"total_steps={steps}"))],
+                *(f"--config.{x}" for x in (*SETTINGS, f"total_steps={steps}", *changes))],
                processes, devices)
 
 
@@ -137,10 +137,12 @@ class RunTest(parameterized.TestCase):
       started[killed].kill()
       started[killed].communicate()
 
-    # On from its last checkpoint: in as many processes, in one on the same mesh, and on one device.
+    # On from its last checkpoint: in as many processes, each with a copy of the weights, in one on
+    # the same mesh as before, and on one device.
     last = done(many)
-    for steps, processes, devices in ((last + 1, 2, 4), (last + 2, 1, 8), (last + 3, 1, 1)):
-      said = self.finish(run(many, steps, processes, devices))
+    for steps, processes, devices, replica in (
+        (last + 1, 2, 4, 2), (last + 2, 1, 8, 1), (last + 3, 1, 1, 1)):
+      said = self.finish(run(many, steps, processes, devices, f"mesh.replica={replica}"))
       self.assertRegex(said[0], "resuming after [1-9]")
       if processes > 1:
         self.assert_exported_as_saved(many)

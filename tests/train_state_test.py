@@ -113,13 +113,18 @@ class TrainStepTest(parameterized.TestCase):
 class MeshTest(absltest.TestCase):
 
   def test_impossible_sizes_are_explained(self):
-    with self.assertRaisesRegex(ValueError, "data=3 x model=1 is not the number of devices, 1"):
-      sharding.make_mesh(3, 1, devices=jax.devices()[:1])
+    for sizes in (dict(data=3), dict(replica=2), dict(data=0), dict(data=-2, model=-1),
+                  dict(data=0, model=-1), dict(data=-1, model=-1)):
+      want = " x ".join(f"{axis}={size}" for axis, size in (
+          dict(replica=1, data=-1, model=1) | sizes).items())
+      with self.assertRaisesRegex(ValueError, f"mesh: {want} is not the number of devices, 1"):
+        sharding.make_mesh(**sizes, devices=jax.devices()[:1])
 
   def test_a_dimension_that_its_axis_does_not_divide_replicates(self):
-    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "model"))
-    spec = sharding.spec(("layers", "embed", "kv_heads", "head_dim"), (3, 8, 2, 32), mesh)
-    self.assertEqual(tuple(spec), (None, "data", None, None))
+    mesh = jax.sharding.AbstractMesh((2, 2, 4), ("replica", "data", "model"))
+    spec = lambda *names: tuple(sharding.spec(names, (6, 8, 2, 32), mesh))
+    self.assertEqual(spec("layers", "embed", "kv_heads", "head_dim"), (None, "data", None, None))
+    self.assertEqual(spec("batch", "batch"), (None, ("replica", "data")))  # 6 rows on 2 x 2, and 8
 
 
 if __name__ == "__main__":

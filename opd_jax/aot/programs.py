@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from opd_jax import keys, train_state
+from opd_jax import keys, sharding, train_state
 from opd_jax.aot.report import Report, shape
 from opd_jax.data import loader
 from opd_jax.losses import divergences
@@ -166,7 +166,7 @@ def rollout(report: Report, who: str, policy: Policy, params: Any,
 
 def batch_of(report: Report, rows: int, prompt: int, response: int, **more: Any) -> Batch:
   """A batch as it lies on the mesh; `more` are dtypes of further arrays [B, T]."""
-  put = lambda dtype, *dims: shape(report.mesh, (rows, *dims), dtype, "data")
+  put = lambda dtype, *dims: shape(report.mesh, (rows, *dims), dtype, "batch")
   return Batch(put(np.int32, prompt), put(bool, prompt), put(np.int32, response),
                put(bool, response), **{name: put(dtype, response) for name, dtype in more.items()})
 
@@ -259,7 +259,7 @@ def distill(config: ml_collections.ConfigDict, run: Distillation, report: Report
                          one[-1], batch)
   report.held["batch"] = batch
   if loss.signal in objective.REWARDED:
-    batch = batch.replace(reward=shape(report.mesh, (rows,), np.float32, "data"))
+    batch = batch.replace(reward=shape(report.mesh, (rows,), np.float32, "batch"))
     batch = report.add("grade", jax.jit(functools.partial(opd.grade, config)), batch)
     report.held["batch"] = batch
   update = on_policy.make_update(config, opd.make_loss(config, who.student), opd.describe,
@@ -272,7 +272,7 @@ def routed(batch: Batch, run: Distillation, report: Report) -> Batch:
   """The batch with each row's teacher, if there are several."""
   if len(run.who.teachers) < 2:
     return batch
-  return batch.replace(teacher_id=shape(report.mesh, (batch.mask.shape[0],), np.int32, "data"))
+  return batch.replace(teacher_id=shape(report.mesh, (batch.mask.shape[0],), np.int32, "batch"))
 
 
 def evaluate_distillation(config: ml_collections.ConfigDict, run: Distillation,
@@ -352,7 +352,7 @@ def learn_critiques(config: ml_collections.ConfigDict, run: Critiques, report: R
   if loss.surrogate in divergences.KINDS:
     batch, heads = read_behind(config, run.student.model, run.state.params, batch, report)
   else:
-    batch = batch.replace(advantage=shape(report.mesh, (config.triples,), np.float32, "data"))
+    batch = batch.replace(advantage=shape(report.mesh, (config.triples,), np.float32, "batch"))
     heads = None
   report.held["batch"] = batch
   update = on_policy.make_update(config, opd.make_loss(config, run.student), opd.describe,
@@ -373,15 +373,15 @@ def read_behind(config: ml_collections.ConfigDict, model: Any, params: Any, batc
   report.held |= {"teacher's head": head, "batch": batch}
   rows, columns = batch.response.shape
   width = in_context.widths(config.context)[-1]
-  block = contexts.block_rows(config.context.tokens or rows * (width + columns), width, columns,
-                              report.mesh.shape["data"])
-  put = lambda dtype, *dims: shape(report.mesh, (block, *dims), dtype, "data")
+  block = in_context.at_a_time(config.context, rows, columns,
+                               sharding.ways("batch", report.mesh))(width)
+  put = lambda dtype, *dims: shape(report.mesh, (block, *dims), dtype, "batch")
   found = report.add("blank answers of the teacher", start, params, batch)
   found = report.add(
       f"teacher reads {block} rows", hear, params, found, batch,
       contexts.Block(put(np.int32), put(np.int32, width), put(bool, width)),
       times=math.ceil(rows / block))
-  gained = shape(report.mesh, (rows,), bool, "data")
+  gained = shape(report.mesh, (rows,), bool, "batch")
   return report.add("teacher's words", whole, batch, found, gained), (head,)
 
 
@@ -427,9 +427,9 @@ def learn_given(config: ml_collections.ConfigDict, run: Given, report: Report) -
   report.held = {}
   state, optimizer = hold_state(config, run.student, report, config.total_steps)
   grouped = lambda *dims: (groups, group, *dims)
-  batch = jax.tree.map(lambda x: shape(report.mesh, grouped(*x.shape[1:]), x.dtype, "data"),
+  batch = jax.tree.map(lambda x: shape(report.mesh, grouped(*x.shape[1:]), x.dtype, "batch"),
                        batch_of(report, groups * group, 1, size - 1, learn=bool))
-  column = shape(report.mesh, grouped(), np.float32, "data")
+  column = shape(report.mesh, grouped(), np.float32, "batch")
   batch = given.Given(batch, reference=column if objective.name == "dpo" else None,
                       weight=column if objective.name == "eve" else None)
   report.held["batch"] = batch

@@ -9,10 +9,10 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from opd_jax import progress
+from opd_jax import progress, sharding
 from opd_jax.aot import hlo
 from opd_jax.aot.chips import Chip
 
@@ -101,10 +101,10 @@ class Report:
     return not row.problem and (self.chip.memory is None or row.total <= self.chip.memory)
 
 
-def shape(mesh: Mesh, dims: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
-  """An array of that shape, its dimensions on those axes of the mesh; others on none."""
+def shape(mesh: Mesh, dims: tuple[int, ...], dtype: Any, *names: str | None) -> Any:
+  """An array of that shape, its first dimensions laid out by their logical names."""
   return jax.ShapeDtypeStruct(dims, np.dtype(dtype),
-                              sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+                              sharding=NamedSharding(mesh, sharding.spec(names, dims, mesh)))
 
 
 def on_chip(tree: Any) -> float:

@@ -46,7 +46,7 @@ def run(config: ml_collections.ConfigDict, topology: str, sweep: bool = False,
 def report_of(config: ml_collections.ConfigDict, topology: str) -> Report:
   """An empty report on the config's mesh."""
   devices, chip = chips.devices(topology)
-  return Report(sharding.make_mesh(config.mesh.data, config.mesh.model, devices), chip)
+  return Report(sharding.make_mesh(**config.mesh, devices=devices), chip)
 
 
 def compiled(config: ml_collections.ConfigDict, topology: str,
@@ -82,11 +82,16 @@ def partly(config: ml_collections.ConfigDict, topology: str, part: str,
       config, parts.begin(config, report), report))
 
 
+def named(mesh: Any) -> str:
+  """The axes of a mesh and their sizes; copies of the weights only if there are several."""
+  return " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()
+                    if axis != "replica" or size > 1)
+
+
 def lines(config: ml_collections.ConfigDict, topology: str, report: Report) -> list[str]:
   """The report as Markdown."""
   mesh, chip = report.mesh, report.chip
-  out = [f"## {topology}, mesh data={mesh.shape['data']} x model={mesh.shape['model']}, "
-         f"remat={config.model.remat}", ""]
+  out = [f"## {topology}, mesh {named(mesh)}, remat={config.model.remat}", ""]
   held: dict[str, float] = {}
   for row in report.rows:
     for name, size in row.held.items():
@@ -150,8 +155,8 @@ def advice(report: Report) -> str:
   row = next(row for row in report.rows if not report.fits(row))
   least = f"{row.name} needs {row.total / GIB:.4g} GiB of {report.chip.memory / GIB:.4g}"
   if "update" in row.name:
-    return (f"{least}: raise loss.micro_batches, as far as every chip of the data axis has a row; "
-            "then model.remat='full'; then mesh.model, which also splits a row's activations")
+    return (f"{least}: raise loss.micro_batches, as far as every chip has a row; then "
+            "model.remat='full'; then mesh.model, which also splits a row's activations")
   if any(word in row.name for word in ("score", "reads", "judge", "KL from")):
     return (f"{least}: raise loss.micro_batches (context.tokens lower, for OPCD), then mesh.model; "
             "teacher_memory='host' keeps one teacher at a time")
@@ -163,16 +168,15 @@ def beyond(config: ml_collections.ConfigDict, topology: str) -> list[str]:
   """How many slots of the engine, and rows of a micro-batch, fit: by compiling for them."""
   if chips.devices(topology)[1].memory is None:
     return ["Largest batch: only on chips of known memory."]
-  data = report_of(config, topology).mesh.shape["data"]
-  # Of a chip of the data axis, as many as divide its rows: a last part that is not full costs as
-  # much.
+  data = sharding.ways("batch", report_of(config, topology).mesh)
+  # Of a chip, as many as divide its rows: a last part that is not full costs as much.
   sizes = lambda rows: [n for n in range(1, rows // data + 1) if rows // data % n == 0]
   out = []
   if config.pipeline != "sft":  # whose steps do not sample
     most, found = largest(lambda count: partly(
         config, topology, "sample", {"rollout.slots": count * data}),
         sizes(config.rollout.prompts * config.rollout.group_size))
-    out.append(f"Slots of the engine that fit: {most * data}, {most} a chip of the data axis, "
+    out.append(f"Slots of the engine that fit: {most * data}, {most} a chip that has its own, "
                f"{found / GIB:.4g} GiB at the peak (rollout.slots={most * data}).")
   rows, group = programs.learned(config)
   tried = []
@@ -185,7 +189,7 @@ def beyond(config: ml_collections.ConfigDict, topology: str) -> list[str]:
   whose = f" of {group} responses each" if group > 1 else ""
   kept = max(row.held.get("batch", 0.0) for report in tried for row in report.rows)
   return [*out, (
-      f"Rows{whose} of a micro-batch that fit: {parts * data}, {parts} a chip of the data axis, "
+      f"Rows{whose} of a micro-batch that fit: {parts * data}, {parts} a chip that has its own, "
       f"{found / GIB:.4g} GiB at the peak (loss.micro_batches="
       f"{rows // (parts * data) if parts else 0}). A batch of more rows has more micro-batches: "
       f"what it keeps itself is {kept * data / (rows * group) / 2**20:.3g} MiB a response.")]
@@ -222,8 +226,9 @@ def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list
   Scored and learned are a row a chip at a time; slots are the config's, on all chips together. On n
   chips a chip's FLOPs should be 1/n of the whole. A micro-batch gathers all weights and spreads all
   gradients, so what a chip sends should be that of a micro-batch times their number, which is
-  rows / n: it falls as 1/n too, but for the factor (n - 1) / n of a gather, n chips on the data
-  axis. Sampling gathers all weights once a rollout, on however many chips: that does not fall.
+  rows / n: it falls as 1/n too, but for the factor (d - 1) / d of a gather among the d chips of
+  the data axis. The sum of gradients over copies of the weights, 2 / d of them, is left out.
+  Sampling gathers all weights once a rollout, on however many chips: that does not fall.
 
   Raises: ValueError for rows that a pod does not divide.
   """
@@ -231,14 +236,13 @@ def scaled(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> list
   table, first = [], {}
   for topology in topologies:
     mesh = report_of(config, topology).mesh
-    chips_of_data = mesh.shape["data"]
-    parts = max(rows // chips_of_data, 1)
+    parts = max(rows // sharding.ways("batch", mesh), 1)
     for part in ("sample", "learn") if config.pipeline != "sft" else ("learn",):
       report = partly(config, topology, part, {"loss.micro_batches": parts})
       whole, peak = step(report), max(row.total for row in report.rows)
       gathers = mesh.size if part == "sample" else 1
       now = {name: whole[name] * mesh.size for name in ("flops", "sent")}
-      now["gathered"] = gathers * (1 - 1 / chips_of_data)
+      now["gathered"] = gathers * (1 - 1 / mesh.shape["data"])
       before = first.setdefault(part, now)
       share = lambda name: f"{now[name] / before[name]:.3f}" if before[name] else ""
       table.append([
@@ -263,10 +267,12 @@ def swept(config: ml_collections.ConfigDict, topology: str) -> list[str]:
   tried = []
   for model in meshes(len(devices)):
     for remat in REMAT:
-      label = [f"data={len(devices) // model} x model={model}", remat]
+      rest = "replica" if config.mesh.replica == -1 else "data"
+      tuned = changed(config, {f"mesh.{rest}": -1, "mesh.model": model, "model.remat": remat})
+      label = [f"model={model}", remat]
       try:
-        report = compiled(changed(config, {
-            "mesh.data": -1, "mesh.model": model, "model.remat": remat}), topology)
+        label[0] = named(report_of(tuned, topology).mesh)
+        report = compiled(tuned, topology)
       except ValueError as error:
         tried.append((math.inf, [*label, "", "", "", str(error)]))
         continue

@@ -225,23 +225,23 @@ def mixture(x: Array, logits: Array, kernels: tuple[Array, Array, Array], count:
     return own(x, logits, kernels)
   tokens = sharding.spec(("batch", None, None), x.shape, mesh)
   experts = sharding.spec(("expert", None, None), kernels[0].shape, mesh)
-  cut = {"tokens": tokens[0], "experts": experts[0]}
-  axes = {axis for axis in cut.values() if axis}
-  if not axes:
+  of_tokens, of_experts = sharding.axes(tokens[0]), sharding.axes(experts[0])
+  used = [axis for axis in mesh.axis_names if axis in of_tokens + of_experts]
+  if not used:
     return own(x, logits, kernels)
 
   def call(x, logits, kernels):
     # Said of all of them, that gradients be summed over devices once, and not in every loop.
-    spread = lambda tree, axis: jax.tree.map(
-        lambda a: jax.lax.pcast(a, tuple(axes - {axis}), to="varying"), tree)
-    (x, logits), kernels = spread((x, logits), cut["tokens"]), spread(kernels, cut["experts"])
-    if not cut["experts"]:
+    spread = lambda tree, cut: jax.tree.map(
+        lambda a: jax.lax.pcast(a, tuple(x for x in used if x not in cut), to="varying"), tree)
+    (x, logits), kernels = spread((x, logits), of_tokens), spread(kernels, of_experts)
+    if not of_experts:
       return own(x, logits, kernels)
-    first = jax.lax.axis_index(cut["experts"]) * kernels[0].shape[0]
-    return jax.lax.psum(own(x, logits, kernels, first), cut["experts"])
+    first = jax.lax.axis_index(of_experts) * kernels[0].shape[0]
+    return jax.lax.psum(own(x, logits, kernels, first), of_experts)
 
   return jax.shard_map(call, in_specs=(tokens, tokens, experts), out_specs=tokens,
-                       axis_names=axes)(x, logits, kernels)
+                       axis_names=set(used))(x, logits, kernels)
 
 
 class Experts(nn.Module):

@@ -93,7 +93,7 @@ def split(batch: Any, count: int) -> Any:
   """[B, ...] leaves -> [count, B/count, ...], for a scan over micro-batches.
 
   Rows are dealt out in turn (row i to micro-batch i mod count), so every micro-batch
-  stays spread over all devices of the `data` axis.
+  stays spread over all devices that rows are cut over.
   """
   def one(x):
     return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
@@ -121,7 +121,7 @@ def in_parts(function: Callable[[Any], Any], count: int, rows: Any) -> Any:
 def parts(rows: int, most: int) -> int:
   """Into how many equal parts `rows` must be cut to have no more than `most` each.
 
-  Every device of the `data` axis keeps as many rows as the others, and at least one. Of a number
+  Every device that rows are cut over keeps as many as the others, and at least one. Of a number
   of rows a device that is prime, that may be one.
   """
   own = rows // sharding.shards("batch", rows)

@@ -48,8 +48,8 @@ for topology in sys.argv[1:]:
   for product in (left_to_xla, told, in_stages):
     with jax.set_mesh(mesh):
       text = jax.jit(product).trace(
-          shape(mesh, (2560, 9728), jnp.float32, "data"),
-          shape(mesh, (256 * mesh.size, 2560), jnp.bfloat16, "data")).lower().compile().as_text()
+          shape(mesh, (2560, 9728), jnp.float32, "embed"),
+          shape(mesh, (256 * mesh.size, 2560), jnp.bfloat16, "batch")).lower().compile().as_text()
     found = re.findall(r"(all-gather|all-reduce|collective-permute)(?:-start)?\(", text)
     print(topology, f"{mesh.size} chips, {product.__name__}:", ", ".join(sorted(set(found))),
           flush=True)

@@ -12,12 +12,16 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
+MESHES = {"8x1": dict(data=8), "4x2": dict(data=4, model=2), "2x4": dict(data=2, model=4),
+          "2x2x2": dict(replica=2, data=2, model=2)}
+
 SCRIPT = """
-import dataclasses, json, tempfile
+import dataclasses, json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np
 from opd_jax import keys, sharding
 from opd_jax.models import attention, build, configs, hf, layers, surgery
 
+MESHES = json.loads(sys.argv[1])
 SMALL = dict(vocab_size=64, embed_dim=64, num_layers=4, num_heads=8, head_dim=8, mlp_dim=48)
 CONFIGS = {
     "qwen3": dataclasses.replace(configs.NAMED["qwen3_8b"], **SMALL, num_kv_heads=2),
@@ -46,12 +50,12 @@ for name, config in CONFIGS.items():
   want = np.asarray(jax.jit(lambda p: forward(model, p))(alone))
   room = tempfile.mkdtemp()
   hf.export_hf(alone, config, room + "/alone")
-  for data, tensor in ((8, 1), (4, 2), (2, 4)) if name == "qwen3" else ((4, 2),):
-    mesh = sharding.make_mesh(data, tensor)
+  for where in MESHES if name == "qwen3" else ["4x2"]:
+    mesh = sharding.make_mesh(**MESHES[where])
     with jax.set_mesh(mesh):
       born = build.init_params(config, key, mesh)
       got = np.asarray(jax.jit(lambda p: forward(model, p))(born))
-      result[f"{name} {data}x{tensor}"] = dict(error=float(np.abs(got - want).max()))
+      result[f"{name} {where}"] = dict(error=float(np.abs(got - want).max()))
       if name == "gpt2":
         continue
       read = hf.import_hf(room + "/alone", mesh=mesh)
@@ -60,7 +64,7 @@ for name, config in CONFIGS.items():
       sliced, smaller = surgery.slice_vocab(born, config, 61)
     up = born["blocks"]["mlp"]["up"]
     kept = np.array([0, 1, 3])
-    result[f"{name} {data}x{tensor}"] |= dict(
+    result[f"{name} {where}"] |= dict(
         born=equal(born, alone), read=equal(read, alone),
         same_layout=all(jax.tree.leaves(jax.tree.map(
             lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), born, read))),
@@ -79,16 +83,15 @@ weight = jnp.asarray(rng.normal(size=q.shape), jnp.float32) * segments[:, :, Non
 both = lambda attend: jax.value_and_grad(lambda x: jnp.vdot(attend(*x), weight))((q, k, v))
 mask = attention.seen(segments, segments, jnp.int32(0), None)
 want = both(lambda *x: attention.in_blocks(*x, mask))
-for data, tensor in ((4, 2), (2, 4)):
-  with jax.set_mesh(sharding.make_mesh(data, tensor)):
+for where in list(MESHES)[1:]:
+  with jax.set_mesh(sharding.make_mesh(**MESHES[where])):
     kernel = lambda *x: attention.splash(*x, segments, interpret=True)
     got, spec = jax.jit(lambda: both(kernel))(), jax.jit(kernel)(q, k, v).sharding.spec
   errors = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - y).max()), got, want)
-  result[f"splash {data}x{tensor}"] = dict(errors=jax.tree.leaves(errors), spec=tuple(spec))
+  result[f"splash {where}"] = dict(errors=jax.tree.leaves(errors), spec=tuple(spec))
 print(json.dumps(result))
 """
 
-MESHES = ("8x1", "4x2", "2x4")
 
 
 class MeshTest(parameterized.TestCase):
@@ -98,7 +101,8 @@ class MeshTest(parameterized.TestCase):
     super().setUpClass()
     env = os.environ | {"JAX_PLATFORMS": "cpu",
                         "JAX_NUM_CPU_DEVICES": "8"}
-    child = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
+    child = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(MESHES)], env=env,
+                           capture_output=True, text=True)
     if child.returncode:
       raise AssertionError(child.stderr)
     cls.result = json.loads(child.stdout)
@@ -107,13 +111,14 @@ class MeshTest(parameterized.TestCase):
   def test_prefill_and_decode_equal_one_device(self, case):
     self.assertLess(self.result[case]["error"], 1e-5)
 
-  @parameterized.parameters("4x2", "2x4")
+  @parameterized.parameters(*list(MESHES)[1:])
   def test_the_kernel_of_tpus_on_every_devices_own_heads_equals_plain_attention(self, mesh):
     result = self.result[f"splash {mesh}"]
     value, *gradients = result["errors"]
     self.assertLess(value, 1e-3)  # of a sum of thousands
     self.assertLess(max(gradients), 1e-4)
-    self.assertEqual(result["spec"][:3], ["data", None, "model"])
+    rows = ["replica", "data"] if mesh == "2x2x2" else "data"
+    self.assertEqual(result["spec"][:3], [rows, None, "model"])
 
   @parameterized.parameters(*MESHES)
   def test_parameters_are_born_and_read_sharded_and_equal(self, mesh):
@@ -121,7 +126,8 @@ class MeshTest(parameterized.TestCase):
     self.assertTrue(result["born"])
     self.assertTrue(result["read"])
     self.assertTrue(result["same_layout"])
-    self.assertEqual(result["share"], 8)  # no device holds more than its eighth
+    # No device holds more than its eighth; of two copies, than a quarter.
+    self.assertEqual(result["share"], 4 if mesh == "2x2x2" else 8)
     self.assertEqual(result["spec"], [None, "data", "model"])
 
   @parameterized.parameters(*MESHES)

@@ -218,8 +218,9 @@ want_decoded = decode(alone)
 want_params, want_loss = jax.jit(step)(alone)
 room, result = tempfile.mkdtemp(), {}
 hf.export_hf(alone, config, room + "/alone")
-for data, tensor in ((4, 2), (1, 8)):
-  mesh = sharding.make_mesh(data, tensor)
+for name, sizes in {"4x2": dict(data=4, model=2), "1x8": dict(data=1, model=8),
+                    "2x2x2": dict(replica=2, data=2, model=2)}.items():
+  mesh = sharding.make_mesh(**sizes)
   with jax.set_mesh(mesh):
     read = hf.import_hf(room + "/alone", mesh=mesh)
     layout = jax.tree.map(lambda x: x.sharding, read)
@@ -231,7 +232,7 @@ for data, tensor in ((4, 2), (1, 8)):
     params, value = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))(read)
   found |= dict(step=gap(params, want_params), loss=abs(float(value - want_loss)),
                 moved=gap(params, alone))
-  result[f"{data}x{tensor}"] = found
+  result[name] = found
 print(json.dumps(result))
 """
 
@@ -249,7 +250,7 @@ class MeshTest(parameterized.TestCase):
       raise AssertionError(child.stderr)
     cls.result = json.loads(child.stdout)
 
-  @parameterized.parameters("4x2", "1x8")
+  @parameterized.parameters("4x2", "1x8", "2x2x2")
   def test_decoding_and_a_train_step_equal_one_device(self, mesh):
     result = self.result[mesh]
     self.assertLess(result["decoded"], 1e-4)
@@ -257,11 +258,11 @@ class MeshTest(parameterized.TestCase):
     self.assertLess(result["step"], 1e-5)
     self.assertGreater(result["moved"], 1e-3)
 
-  @parameterized.parameters("4x2", "1x8")
-  def test_experts_are_cut_and_read_and_written_bit_for_bit(self, mesh):
+  @parameterized.parameters(("4x2", 8), ("1x8", 8), ("2x2x2", 4))
+  def test_experts_are_cut_and_read_and_written_bit_for_bit(self, mesh, share):
     result = self.result[mesh]
     self.assertEqual((result["read"], result["written"]), (0, 0))
-    self.assertEqual(result["share"], 8)
+    self.assertEqual(result["share"], share)
     self.assertEqual(result["spec"], [None, "model", "data", None])
 
 

@@ -167,14 +167,14 @@ class ClockTest(absltest.TestCase):
 # Adam divides a gradient by its size, and a rounding error may turn the sign of a tiny one. With
 # eps far above every gradient the update is in proportion to it, and errors stay small.
 PLAIN = dict(total_steps=2, optimizer=dict(learning_rate=1.0, eps=10.0), **SMALL)
-SHAPES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
+SHAPES = {"8x1": dict(data=8), "4x2": dict(data=4, model=2), "2x4": dict(data=2, model=4),
+          "2x2x2": dict(replica=2, data=2, model=2)}
 
 MESHES = """
 import sys; sys.path[:0] = ['.', 'tests/pipelines']
 import opd_test
-for name, (data, model) in opd_test.SHAPES.items():
-  opd_test.run(opd_test.tiny(mesh=dict(data=data, model=model), **opd_test.PLAIN),
-               f"{sys.argv[1]}/{name}")
+for name, mesh in opd_test.SHAPES.items():
+  opd_test.run(opd_test.tiny(mesh=mesh, **opd_test.PLAIN), f"{sys.argv[1]}/{name}")
 """
 
 

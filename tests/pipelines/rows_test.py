@@ -38,13 +38,19 @@ class RowsTest(parameterized.TestCase):
 
   @parameterized.parameters((32, 8, 4, True), (32, 8, 8, False), (32, 5, 1, False), (5, 5, 1, True))
   def test_rows_must_be_a_multiple_of_devices_times_parts(self, rows, data, parts, good):
-    mesh = jax.sharding.AbstractMesh((data, 2), ("data", "model"))
+    mesh = jax.sharding.AbstractMesh((1, data, 2), ("replica", "data", "model"))
     if good:
       policies.check_rows("x", rows, mesh, parts)
     else:
       with self.assertRaisesRegex(ValueError, f"x = {rows} rows .* data={data} devices"
                                   f".*make it a multiple of {data * parts}"):
         policies.check_rows("x", rows, mesh, parts)
+
+  def test_copies_of_the_weights_have_rows_of_their_own(self):
+    mesh = jax.sharding.AbstractMesh((2, 4, 2), ("replica", "data", "model"))
+    policies.check_rows("x", 8, mesh)
+    with self.assertRaisesRegex(ValueError, "mesh replica=2 x data=4 devices; make it .* of 8"):
+      policies.check_rows("x", 4, mesh)
 
   def test_every_pipeline_asks_before_it_loads_anything(self):
     child = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True,
