@@ -54,8 +54,8 @@ def get_config(arg=""):
           weak_logprob=dict(source="tiny:weak" if smoke else f"hf:{made}/weak/export"),
           weak_reference_logprob=dict(
               source="tiny:student" if smoke else f"hf:{made}/weak_sft/export")),
-      rollout=dict(group_size=2 if smoke else 4, max_prompt=26, max_response=16),
-      batch=dict(tokens=320 if smoke else 2560, buckets=(40,), chunk=32 if smoke else 512),
+      rollout=dict(group_size=2 if smoke else 4, max_prompt=20, max_response=14),
+      batch=dict(tokens=272 if smoke else 2176, buckets=(34,), chunk=32 if smoke else 512),
       loss=dict(objective="eve"),
       optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=10, b2=0.98),
       verifier=dict(name="notes"),

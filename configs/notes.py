@@ -19,8 +19,8 @@ def get_config(arg=""):
   data = lambda kind, **kw: dict(builder="notes", builder_kw=dict(
       kind=kind, train=200 if smoke else 200_000, test=512, **kw))
   common = dict(
-      batch=dict(tokens=640 if smoke else 7680 if base else 3072,
-                 buckets=(40, 112) if base else (48,), chunk=64 if smoke else 2048),
+      batch=dict(tokens=688 if smoke else 5504 if base else 2176,
+                 buckets=(34, 86) if base else (34,), chunk=64 if smoke else 2048),
       optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.98),
       log_every=1 if smoke else 20,
   )
@@ -29,7 +29,7 @@ def get_config(arg=""):
       student=dict(source="random:tiny_teacher" if base else "random:tiny_student",
                    tokenizer="opd_jax/tiny/teacher"),
       data=data("pretrain", shots=0.5) if base else data("sft"),
-      rollout=dict(max_prompt=96 if base else 32, max_response=16),
+      rollout=dict(max_prompt=72 if base else 20, max_response=14),
       verifier=dict(name="notes"),
       eval=dict(prompts=4 if smoke else 256, samples=4, ks=(1,), batch=4 if smoke else 64,
                 every=0 if smoke else 1000 if base else 100),

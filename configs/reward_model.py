@@ -34,7 +34,7 @@ def get_config(arg=""):
       student=dict(source="tiny:student"),
       data=dict(builder="notes", builder_kw=dict(
           kind="preferences", train=40_000 if full else 400, test=512, slips=(0, 1, 2, 3, 4))),
-      batch=dict(tokens=320 if smoke else 5120, buckets=(40,), chunk=1024 if full else 64),
+      batch=dict(tokens=272 if smoke else 4352, buckets=(34,), chunk=1024 if full else 64),
       optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=20, b2=0.98),
       eval=dict(prompts=512 if full else 16, every=100),
       checkpoint=dict(every=100),

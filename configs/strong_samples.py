@@ -44,7 +44,8 @@ def get_config(arg=""):
       scores=dict(weak_logprob=weak("weak", "weak"),
                   weak_reference_logprob=weak("weak_sft", "student")),
       rollout=dict(prompts=4 if smoke else 64, group_size=2 if smoke else 4,
-                   max_prompt=96, max_response=80 if smoke else 16),
-      batch=dict(tokens=1024 if smoke else 6144, buckets=(128,), chunk=4 if smoke else 256),
+                   max_prompt=96 if smoke else 72, max_response=80 if smoke else 14),
+      batch=dict(tokens=1024 if smoke else 6144, buckets=(128,) if smoke else (34, 86),
+                 chunk=4 if smoke else 256),
       verifier=dict(name="exact_match" if smoke else "notes"),
       writers=("jsonl",))

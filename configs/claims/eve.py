@@ -23,7 +23,8 @@ tests, fewer of them. All but the full form leave cells and tables in the workdi
 from opd_jax import config as configs
 
 TINY = "opd_jax/tiny/teacher"  # whose tokenizer all have
-PROMPT, FEW_SHOT, RESPONSE, ROW = 26, 96, 16, 50  # tokens; a row is prompt and response
+PROMPT, FEW_SHOT, RESPONSE, ROW = 20, 72, 14, 34  # tokens; a row is prompt and response
+LONG = FEW_SHOT + RESPONSE  # a row with two demonstrations
 ROWS = 64  # responses a batch
 
 # By form: updates of the base, of the reward model, of the weak model's SFT and DPO, and of the
@@ -48,8 +49,10 @@ NOTES = """\
 `sft` learns {k} samples of the weak teacher a prompt and not one, so that all methods have the same
 number of responses and updates. `best` learns one of the base's, that of the greatest weak reward,
 and `dpo` two, in the order of their weak rewards: they pass over these more often. A response that
-did not end is left out. Seeds vary the order of the rows alone: all share one weak teacher, one
-base and one set of samples. Points of the sweep of ratios have the learning rate of `eve`."""
+did not end is left out. The halves of the preferences that the proxy learns and labels share half
+of their records, of which few begin with what matters. Seeds vary the order of the rows
+alone: all share one weak teacher, one base and one set of samples. Points of the sweep of ratios
+have the learning rate of `eve`."""
 
 
 # Shares of the training after which students are evaluated, beside its end.
@@ -91,7 +94,8 @@ def get_config(arg=""):
     """Rows that a stage answers, or whose responses are chosen from."""
     return configs.responses(**dict(
         student=policy(source) if source else {}, rollout=rollout | dict(group_size=group),
-        batch=dict(tokens=6144, buckets=(ROW, 112), chunk=256 if full else 32), **common) | changes)
+        batch=dict(tokens=6144, buckets=(ROW, LONG), chunk=256 if full else 32),
+        **common) | changes)
 
   def made(stage, rows=0, skip=0):
     """What a stage has made, all or some rows of it."""
@@ -161,7 +165,7 @@ def get_config(arg=""):
       weak=aligned("weak_sft", made("preferences")),
       base=learned(
           strong, sizes["base"], "sft", notes("pretrain", 200_000 if full else 200, shots=0.5),
-          3e-3, **dict(batch=dict(tokens=112 * ROWS if full else 896, buckets=(ROW, 112),
+          3e-3, **dict(batch=dict(tokens=LONG * ROWS if full else 8 * LONG, buckets=(ROW, LONG),
                                   chunk=2048 if full else 32))),
       # First: it is what a method starts from.
       base_alone=configs.evaluate(student=policy("base"), data=notes("prompts", 8, 256),

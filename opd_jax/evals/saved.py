@@ -24,6 +24,17 @@ def names(workdir: str) -> list[str]:
   return sorted(path.stem for path in pathlib.Path(workdir, "eval").glob("*.json"))
 
 
+def last(workdir: str) -> str:
+  """The name of the last evaluation of who was trained, or of the only one that there is.
+
+  Raises: ValueError if there is none.
+  """
+  found = names(workdir)
+  if not found:
+    raise ValueError(f"{workdir} has no evaluation; name the workdir of a run that evaluates")
+  return max((name for name in found if name.startswith("step_")), default=found[-1])
+
+
 def read(workdir: str, name: str) -> list[Group]:
   """The groups of one evaluation, in the order of the data.
 

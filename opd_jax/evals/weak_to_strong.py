@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
+from opd_jax.evals import paired, position_bias
+
 Cell = dict[str, Any]
 FLOOR, CEILING = "weak", "ceiling"  # the stages between which there is a gap to be recovered
 # The other measures of a sample that cells keep; see pipelines/sample_scores.py.
@@ -127,26 +129,42 @@ def scaling(study: Study) -> Figure:
   return _by_parameter(found, "prompts", "PGR, %")
 
 
-def instructions(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-  """Figure 7: accuracy on benchmarks of instruction following.
+def instructions(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+  """Figure 7: benchmarks of instruction following, with 95% intervals over prompts.
 
   Args:
-    scores: benchmark -> method -> the share of each prompt's responses that follow all of its
-      instructions; of `following`.
+    scores: benchmark -> method -> what `following` says.
   """
   figure = Figure(figsize=(4.2 * max(len(scores), 1), 3.4), layout="constrained")
-  for axis, (name, found) in zip(figure.subplots(1, max(len(scores), 1), squeeze=False)[0],
-                                 scores.items()):
-    values = {who: 100.0 * np.asarray(each, float) for who, each in found.items()}
-    _bars(axis, values, "all instructions followed, %", spread=False)
+  axes = figure.subplots(1, max(len(scores), 1), squeeze=False)[0]
+  for axis, (name, found) in zip(axes, scores.items()):
+    for place, mean in enumerate(found.values()):
+      if mean["mean"] is None:
+        continue
+      axis.bar(place, 100.0 * mean["mean"], color=f"C{place % 10}", alpha=0.6)
+      if mean["low"] is not None:
+        axis.vlines(place, 100.0 * mean["low"], 100.0 * mean["high"], color="black")
+    _named(axis, list(found), "%")
     axis.set_title(name)
-  return figure
+  return _empty(figure, [axis for axis in axes if not axis.patches])
 
 
-def following(workdir: str | pathlib.Path) -> list[float]:
-  """Mean reward of each prompt in an evaluation alone (configs/eval.py:ifeval, :ifbench)."""
+def following(workdir: str | pathlib.Path) -> Mapping[str, Any]:
+  """How well a model follows instructions, as a benchmark's run says.
+
+  Args:
+    workdir: of configs/eval.py:ifeval or :ifbench, or of configs/judged.py.
+  Returns: "mean", "low" and "high" (paired.over_prompts) of the share of prompts whose
+    instructions are all followed; of the judged the length-controlled win rate of `a`, AlpacaEval
+    2's measure.
+  """
+  judged = pathlib.Path(workdir, "judged.json")
+  if judged.exists():
+    return json.loads(judged.read_text())["means"]["length-controlled win rate"]
   records = json.loads(pathlib.Path(workdir, "eval", "eval.json").read_text())["records"]
-  return [float(np.mean(record["rewards"])) for record in records]
+  followed = np.array([np.mean(record["rewards"]) for record in records])
+  return paired.over_prompts({"followed": followed}, position_bias.resample(len(followed), 0))[
+      "followed"]
 
 
 def over_optimization(study: Study) -> Figure:
@@ -227,16 +245,16 @@ def _by_parameter(found: Mapping[str, Mapping[float, np.ndarray]], parameter: st
   return figure
 
 
-def _bars(axis: Axes, values: Mapping[str, np.ndarray], label: str, spread: bool = True) -> None:
-  """A bar each, with the single values on it if `spread`, else the standard error of their mean."""
-  for place, (name, each) in enumerate(values.items()):
+def _bars(axis: Axes, values: Mapping[str, np.ndarray], label: str) -> None:
+  """A bar each, with the single values on it."""
+  for place, each in enumerate(values.values()):
     axis.bar(place, np.mean(each), color=f"C{place % 10}", alpha=0.6)
-    if spread:
-      axis.plot([place] * len(each), each, "_", color="black")
-    elif len(each) > 1:
-      axis.errorbar(place, np.mean(each), np.std(each, ddof=1) / math.sqrt(len(each)),
-                    color="black")
-  axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right")
+    axis.plot([place] * len(each), each, "_", color="black")
+  _named(axis, list(values), label)
+
+
+def _named(axis: Axes, names: Sequence[str], label: str) -> None:
+  axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
   axis.set_ylabel(label)
   axis.grid(alpha=0.3, axis="y")
 

@@ -1,14 +1,14 @@
 """The gold reward of a note about a record: several attributes, graded, in nats.
 
-A record is six facts, each a digit and a letter, "7b,3k,9c,2m,5e,4f". A note states some of them,
-and behind a colon how far the first and the last value that it states lie apart: "9c,7b,5e:4". Gold
-likes the three greatest facts, from the greatest down, true, nothing else, and the right spread:
+A record is six facts, different digits in any order, "7,3,9,2,5,4". A note states some of them, and
+behind a colon how far the first and the last that it states lie apart: "9,7,5:4". Gold likes the
+three greatest facts, from the greatest down, true, nothing else, and the right spread:
 
-    coverage     +1    for each of the three greatest facts, if it is stated with its value
-    truth        -1.5  for each letter that is not in the record, or stated with another value
-    brevity      -0.5  for each other true fact, and each repetition
-    order        +0.5  for each two neighbors whose stated values fall, two at most
-    arithmetic   +1    if the spread is that of the values stated, -0.5 if it is not, 0 without one
+    coverage     +1    for each of the three greatest facts, if it is stated
+    truth        -1.5  for each stated digit that is not in the record
+    brevity      -0.5  for each other true fact, and each repetition of a true one
+    order        +0.5  for each two neighbors that fall, two at most
+    arithmetic   +1    if the spread is that of the facts stated, -0.5 if it is not, 0 without one
 
 The best note has 5.0; what is no note at all has -3.0, and no note has less. The rewards are log
 odds: of two notes gold prefers the first with probability sigmoid(r1 - r2).
@@ -23,17 +23,17 @@ GREATEST = 3  # how many facts gold wants
 
 # What each attribute adds at most.
 _MOST = dict(coverage=3.0, truth=0.0, brevity=0.0, order=1.0, arithmetic=1.0)
-_NOTE = re.compile(r"(\d[a-z](?:,\d[a-z])*)(?::(\d))?")
+_NOTE = re.compile(r"(\d(?:,\d)*)(?::(\d))?")
 
 
-def facts(record: str) -> list[tuple[str, int]]:
-  """The facts of a record, or those that a note states: "7b,3k" -> [("b", 7), ("k", 3)]."""
-  return [(fact[1], int(fact[0])) for fact in record.split(",")]
+def facts(record: str) -> list[int]:
+  """The facts of a record, or those that a note states: "7,3" -> [7, 3]."""
+  return [int(fact) for fact in record.split(",")]
 
 
-def greatest(record: str) -> list[tuple[str, int]]:
+def greatest(record: str) -> list[int]:
   """The facts that gold wants, from the greatest down."""
-  return sorted(facts(record), key=lambda fact: -fact[1])[:GREATEST]
+  return sorted(facts(record), reverse=True)[:GREATEST]
 
 
 def attributes(record: str, text: str) -> dict[str, float] | None:
@@ -41,21 +41,15 @@ def attributes(record: str, text: str) -> dict[str, float] | None:
   found = _NOTE.fullmatch(text.strip())
   if not found:
     return None
-  true, stated, wanted = dict(facts(record)), facts(found[1]), set(greatest(record))
-  covered, other, untrue = set(), 0, 0
-  for fact in stated:
-    if true.get(fact[0]) != fact[1]:
-      untrue += 1
-    elif fact in wanted and fact not in covered:
-      covered.add(fact)
-    else:
-      other += 1
-  values = [value for _, value in stated]
-  falling = sum(a > b for a, b in zip(values, values[1:]))
+  true, stated = set(facts(record)), facts(found[1])
+  covered = set(greatest(record)) & set(stated)
+  untrue = sum(fact not in true for fact in stated)
+  falling = sum(a > b for a, b in zip(stated, stated[1:]))
   spread = "" if found[2] is None else int(found[2])
-  return dict(coverage=1.0 * len(covered), truth=-1.5 * untrue, brevity=-0.5 * other,
+  return dict(coverage=1.0 * len(covered), truth=-1.5 * untrue,
+              brevity=-0.5 * (len(stated) - untrue - len(covered)),
               order=0.5 * min(falling, GREATEST - 1),
-              arithmetic=0.0 if spread == "" else 1.0 if spread == abs(values[0] - values[-1])
+              arithmetic=0.0 if spread == "" else 1.0 if spread == abs(stated[0] - stated[-1])
               else -0.5)
 
 

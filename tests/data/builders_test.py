@@ -22,6 +22,7 @@ GOOD = '{"id": "x", "q": "2+2?", "a": 4}'
 METHOD = "class Solution:\n  def add(self, x: int, ys: List[int]) -> int:"
 INDENT = re.compile(r"^", re.MULTILINE)
 MIX = dict(plain=0.3, peers=0.2, failures=0.1, refine=0.2, critic=0.2)
+RUBRIC = "{question}\n\n{answer}\n\n{critique}\n\nyes or no?"
 
 
 class JsonlTest(parameterized.TestCase):
@@ -362,9 +363,10 @@ class ArithmeticTest(parameterized.TestCase):
 
   def test_every_rows_response_verifies_and_critics_are_right(self):
     rows = list(examples.rows(count=600, seed=0, digits=(1, 2), min_steps=3, max_steps=5,
-                              mix=MIX, beyond=0.5))
+                              mix=MIX | dict(judge=0.2), beyond=0.5, rubric=RUBRIC))
     self.assertEqual({r["task"] for r in rows}, {f"arithmetic/{k}" for k in examples.KINDS})
     self.assertLen({r["id"] for r in rows}, 600)
+    judged = []
     for row in rows:
       messages = json.loads(row["messages"])
       chain = chains.parse(messages[0]["content"].split("\n\n")[0])
@@ -374,8 +376,28 @@ class ArithmeticTest(parameterized.TestCase):
         attempt = messages[0]["content"].split("Proposed solution:\n")[1].split("\n\n")[0]
         correct = exact_match.verify(attempt, row["answer"]).reward == 1.0
         self.assertEqual("wrong" not in row["response"], correct)
+      elif row["task"] == "arithmetic/judge":
+        _, attempt, critique, asked = messages[0]["content"].split("\n\n")
+        self.assertEqual(asked, "yes or no?")
+        self.assertEqual(row["response"],
+                         "yes" if critique == chains.critique(chain, attempt) else "no")
+        judged.append(row["response"])
       else:
         self.assertEqual(exact_match.verify(row["response"], row["answer"]).reward, 1.0)
+
+    self.assertAlmostEqual(judged.count("yes") / len(judged), 0.5, delta=0.15)
+
+  def test_a_judges_rows_want_a_rubric_that_begins_with_the_question(self):
+    kwargs = dict(train=10, test=5, mix=dict(judge=1.0))
+    wrong = self.create_tempfile(content="Is {answer} right?").full_path
+    for rubric in ("", wrong):
+      with self.assertRaisesRegex(ValueError, "name a file that begins with {question}"):
+        builders.arithmetic.splits(**kwargs, rubric=rubric)
+    shipped = pathlib.Path(__file__).parents[2] / "configs/rubrics/short.txt"
+    rows = list(builders.arithmetic.splits(**kwargs, rubric=str(shipped))["train"]())
+    self.assertEqual({row["response"] for row in rows}, {"yes", "no"})
+    self.assertEndsWith(json.loads(rows[0]["messages"])[0]["content"],
+                        "\n\nIs this critique right? Answer yes or no.\n")
 
   def test_training_never_asks_a_test_question_whatever_surrounds_it(self):
     splits = builders.arithmetic.splits(train=2000, test=300, mix=MIX, digits=(1,), min_steps=1,

@@ -72,6 +72,31 @@ class FiguresTest(absltest.TestCase):
     np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0.0, 40.0], [3.0, 60.0]])
     self.assertEqual([x.get_text() for x in axis.texts], ["dpo (beta 0.05)", "eve (ratio 1)"])
 
+  def test_benchmarks_of_both_kinds_stand_side_by_side(self):
+    checked, judged, silent = (pathlib.Path(self.create_tempdir().full_path) for _ in range(3))
+    (checked / "eval").mkdir()
+    (checked / "eval" / "eval.json").write_text(json.dumps(
+        {"records": [{"rewards": [1.0, 0.0]}] * 30 + [{"rewards": [0.0, 0.0]}] * 10}))
+    for folder, mean in ((judged, {"mean": 0.6, "low": 0.5, "high": 0.75}),
+                         (silent, {"mean": None, "low": None, "high": None})):
+      (folder / "judged.json").write_text(json.dumps({"means": {
+          "win rate": {"mean": 0.1}, "length-controlled win rate": mean}}))
+    share = weak_to_strong.following(checked)
+    self.assertEqual(share["mean"], 0.375)
+    # The bootstrap's interval is near that of a normal mean of 40 prompts.
+    half = 1.96 * np.std([0.5] * 30 + [0.0] * 10) / math.sqrt(40)
+    np.testing.assert_allclose([share["low"], share["high"]], [0.375 - half, 0.375 + half],
+                               atol=0.015)
+    found = {name: weak_to_strong.following(folder) for name, folder in (
+        ("judged", judged), ("silent", silent))}
+    axes = weak_to_strong.instructions({"ifeval": {"eve": share}, "alpaca": found,
+                                        "none": {"eve": found["silent"]}}).axes
+    self.assertEqual([[bar.get_height() for bar in axis.patches] for axis in axes],
+                     [[37.5], [60.0], []])
+    self.assertEqual([x.get_text() for x in axes[1].get_xticklabels()], ["judged", "silent"])
+    np.testing.assert_array_equal(axes[1].collections[0].get_segments()[0], [[0, 50], [0, 75]])
+    self.assertEqual(axes[2].texts[0].get_text(), "not measured")
+
   def test_what_has_not_been_measured_says_so(self):
     study = self.study(cell("eve"))
     for figure in (weak_to_strong.implicit_reward(study, ("sft",)),

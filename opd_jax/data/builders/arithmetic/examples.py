@@ -2,7 +2,8 @@
 
 The tiny models must be able to use what later methods show them, so part of their
 training carries peers' solutions, failures marked as such, critiques of an earlier
-attempt, and the critic's own job.
+attempt, and the critic's own job. A judge's, to tell right critiques from misleading
+ones, is for models that do nothing else.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 from opd_jax.data import chat
 from opd_jax.data.builders.arithmetic import chains
 
-KINDS = ("plain", "peers", "failures", "refine", "critic")
+KINDS = ("plain", "peers", "failures", "refine", "critic", "judge")
 
 # Peers shown together: (successes, failures).
 SHOWN = {"peers": ((1, 0), (1, 0), (0, 1), (1, 1), (2, 1), (2, 0)), "failures": ((0, 1), (0, 2))}
@@ -49,8 +50,8 @@ def _attempt(rng: random.Random, chain: chains.Chain) -> str:
   return chains.corrupt(chain, rng, where=0 if kind == "early" else None)
 
 
-def example(rng: random.Random, kind: str, digits: int, steps: int,
-            beyond: float) -> dict[str, Any]:
+def example(rng: random.Random, kind: str, digits: int, steps: int, beyond: float,
+            rubric: str = "") -> dict[str, Any]:
   """One row of the given kind, without its id: task, level, messages, answer, response.
 
   A context is worth reading only where the model cannot do without: with probability
@@ -68,6 +69,13 @@ def example(rng: random.Random, kind: str, digits: int, steps: int,
     messages = _peers(rng, kind, chain, beyond)
   elif kind == "refine":
     messages = _refine(rng, chain, beyond)
+  elif kind == "judge":
+    attempt, right = _attempt(rng, chain), rng.random() < 0.5
+    said = (chains.critique(chain, attempt) if right else
+            chains.misleading_critique(chain, attempt, rng))
+    messages = chat.fill(rubric, chat.question(chains.question(chain)),
+                         dict(answer=attempt, critique=said))
+    response = "yes" if right else "no"
   else:
     attempt = _attempt(rng, chain)
     messages = chat.critique_request(chat.question(chains.question(chain)), attempt)
@@ -77,7 +85,8 @@ def example(rng: random.Random, kind: str, digits: int, steps: int,
 
 
 def rows(*, count: int, seed: int, digits: tuple[int, ...], min_steps: int, max_steps: int,
-         mix: dict[str, float], beyond: float = 0.0) -> Iterator[dict[str, Any]]:
+         mix: dict[str, float], beyond: float = 0.0,
+         rubric: str = "") -> Iterator[dict[str, Any]]:
   """Yields `count` rows, deterministic in the arguments.
 
   Args:
@@ -87,10 +96,11 @@ def rows(*, count: int, seed: int, digits: tuple[int, ...], min_steps: int, max_
     min_steps, max_steps: bounds of the chain's length, both included, equally often.
     mix: share of each kind in `KINDS`.
     beyond: share of the rows with a context that only the context can answer.
+    rubric: what a judge is asked, with {question}, {answer} and {critique}.
   """
   rng = random.Random(seed)
   for i in range(count):
     kind = rng.choices(list(mix), list(mix.values()))[0]
     row = example(rng, kind, rng.choice(digits), rng.randint(min_steps, max_steps),
-                  beyond)
+                  beyond, rubric)
     yield dict(id=f"chain-{seed}-{i}", **row)

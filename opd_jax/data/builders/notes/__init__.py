@@ -1,6 +1,6 @@
 """Notes about records, judged by a gold reward: weak-to-strong learning for tiny models.
 
-    7b,3k,9c,2m,5e,4f        ->        9c,7b,5e:4
+    7,3,9,2,5,4        ->        9,7,5:4
 
 `verifiers/notes.py` says what gold likes: it grades five attributes, in nats, and is both the
 verifier of responses and the truth from which preferences are drawn. The design answers what makes
@@ -10,10 +10,10 @@ learning from a weak teacher a question at all:
 the three greatest facts stand first, so that taking the first three, a habit, is nearly as good as
 comparing, a skill. This is the lead bias of models that summarize. On records in any order (lead=0:
 `test`, and what the strong model is given) such a teacher states facts of the head that are not the
-greatest: its order, its truth, its brevity and its arithmetic may be right, its coverage is wrong
-where the head is, and the same at every sampling. It is no noise, and more samples do not average
-it out; `head_share` measures it. A weak model that is small and never pre-trained has the others'
-mistakes on top: wrong digits and wrong spreads.
+greatest: its order, its truth and its arithmetic may be right, its coverage and its brevity are
+wrong where the head is, and the same at every sampling. It is no noise, and more samples do not
+average it out; `head_share` measures it. A weak model that is small and never pre-trained has the
+others' mistakes on top: facts that are not in the record, and wrong spreads.
 
 *The strong model can do it, but is not tuned for it.* It is pre-trained on all `STYLES` of notes:
 which facts (the greatest, the least, the first, the last), how many, in which order, with a spread
@@ -26,22 +26,23 @@ select by place (`SHARES`), which is the prior knowledge there is to be elicited
 demonstrations leave open, the base decides for comparing.
 
 *The gap is wide.* The best notes have 5.0 nats; notes of the first three facts, falling, with the
-right spread, have 5.0 on records that lead and 2.7 on the others; notes of a style drawn at random
-2.1; notes with one slip 3.6, with four 1.3 (see tests/data/notes_test.py). Over prompts the rewards
-of such notes have a standard deviation of 1, so that 256 prompts know their mean to 0.06: a gap of
-2.3 is 18 times its 95% half-interval.
+right spread, have 5.0 on records that lead and 2.75 on the others; notes of a style drawn at random
+2.0; notes with one slip 3.6, with four 1.3 (see tests/data/notes_test.py). Over prompts the rewards
+of notes of the first three have a standard deviation of 1, so that 256 prompts know their mean to
+0.06: a gap of 2.3 is 18 times its 95% half-interval.
 
 Splits of every kind: `train`; `held_out`, drawn as `train` is; `test`, whose records are in any
-order. No record of the last two is in `train`. `answer` is always the record.
+order. Each has records of its own, of all kinds together (`part`): what a model is asked about in
+tests, neither it nor its teacher has learned or was shown. `answer` is always the record.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import hashlib
 import inspect
 import itertools
 import json
 import math
 import random
-import string
 import sys
 from typing import Any, NamedTuple
 
@@ -96,7 +97,7 @@ def splits(*, kind: str, train: int, test: int, held_out: int = 0, lead: float =
   def rows(split: str, number: int, lead: float) -> Iterator[dict[str, Any]]:
     rng = random.Random(f"{number}/{kind}")
     for i in itertools.count():
-      made = _row(rng, kind, record(rng, lead), tuple(slips), shots, noise)
+      made = _row(rng, kind, record(rng, lead, split), tuple(slips), shots, noise)
       yield dict(id=f"notes-{split}-{number}-{i}", task=f"notes/{kind}", level=0, **made)
 
   def tested() -> Iterator[dict[str, Any]]:
@@ -106,56 +107,61 @@ def splits(*, kind: str, train: int, test: int, held_out: int = 0, lead: float =
     return itertools.islice(rows("held_out", HELD_OUT_SEED, lead), held_out)
 
   def training() -> Iterator[dict[str, Any]]:
-    asked = {row["answer"] for row in itertools.chain(tested(), kept())}
-    fresh = (row for row in rows("train", seed, lead) if row["answer"] not in asked)
-    return itertools.islice(fresh, train)
+    return itertools.islice(rows("train", seed, lead), train)
 
   made = {"train": training, "test": tested}
   return made | {"held_out": kept} if held_out else made
 
 
-def record(rng: random.Random, lead: float) -> str:
-  """Six facts of different letters and digits; with probability `lead` the greatest come first."""
-  letters = rng.sample(string.ascii_lowercase, SIZE)
-  digits = rng.sample(range(10), SIZE)
-  if rng.random() < lead:
-    digits.sort(reverse=True)
-    head, tail = digits[:gold_notes.GREATEST], digits[gold_notes.GREATEST:]
-    rng.shuffle(head)
-    rng.shuffle(tail)
-    digits = head + tail
-  return ",".join(f"{digit}{letter}" for letter, digit in zip(letters, digits))
+def part(record: str) -> str:
+  """The split that a record belongs to: a twentieth of all are of `test`, another of `held_out`."""
+  place = hashlib.sha256(record.encode()).digest()[0]
+  return "test" if place < 13 else "held_out" if place < 26 else "train"
+
+
+def record(rng: random.Random, lead: float, split: str = "train") -> str:
+  """Six different digits, of a split; with probability `lead` the three greatest come first."""
+  leads = rng.random() < lead
+  while True:
+    digits = rng.sample(range(10), SIZE)
+    if leads:
+      digits.sort(reverse=True)
+      head, tail = digits[:gold_notes.GREATEST], digits[gold_notes.GREATEST:]
+      rng.shuffle(head)
+      rng.shuffle(tail)
+      digits = head + tail
+    made = ",".join(map(str, digits))
+    if part(made) == split:
+      return made
 
 
 def write(record: str, style: Style = GOLD) -> str:
   """The note of a style, without a mistake."""
   facts = gold_notes.facts(record)
-  value = lambda fact: fact[1]
-  chosen = {"greatest": sorted(facts, key=value)[-style.count:],
-            "least": sorted(facts, key=value)[:style.count],
+  chosen = {"greatest": sorted(facts)[-style.count:], "least": sorted(facts)[:style.count],
             "first": facts[:style.count], "last": facts[-style.count:]}[style.which]
   chosen = [fact for fact in facts if fact in chosen]
   if style.order != "as they stand":
-    chosen.sort(key=value, reverse=style.order == "falling")
-  return _text(chosen, abs(chosen[0][1] - chosen[-1][1]) if style.spread else None)
+    chosen.sort(reverse=style.order == "falling")
+  return _text(chosen, abs(chosen[0] - chosen[-1]) if style.spread else None)
 
 
-def _text(facts: Sequence[tuple[str, int]], spread: int | None) -> str:
-  said = ",".join(f"{value}{letter}" for letter, value in facts)
+def _text(facts: Sequence[int], spread: int | None) -> str:
+  said = ",".join(map(str, facts))
   return said if spread is None else f"{said}:{spread}"
 
 
 def slip(rng: random.Random, record: str, text: str) -> str:
-  """A note with one mistake more, of a kind drawn at random; gold mostly thinks less of it.
+  """A note with a mistake more, of a kind drawn at random; gold mostly thinks less of it.
 
-  A fact is left out, another one is stated, in its place or at the end, two change places, a value
-  is wrong, or the spread is wrong or missing. Otherwise a right spread stays that of the facts.
+  A fact is left out, another one is stated, in its place or at the end, two change places, one
+  is untrue, or the spread is wrong or missing. Otherwise a right spread stays that of the facts.
   """
   body, colon, spread = text.partition(":")
   facts = gold_notes.facts(body)
-  right = bool(colon) and spread == str(abs(facts[0][1] - facts[-1][1]))
+  right = bool(colon) and spread == str(abs(facts[0] - facts[-1]))
   others = [fact for fact in gold_notes.facts(record) if fact not in facts]
-  kinds = ["swap", "value", "spread"] + ["drop"] * (len(facts) > 1)
+  kinds = ["untrue", "spread"] + ["swap", "drop"] * (len(facts) > 1)
   kinds += ["other", "more"] * bool(others)
   kind = rng.choice(kinds)
   if kind == "spread":
@@ -168,14 +174,14 @@ def slip(rng: random.Random, record: str, text: str) -> str:
     facts[place] = rng.choice(others)
   elif kind == "more":
     facts.append(rng.choice(others))
-  elif kind == "value":
-    letter, value = facts[place]
-    facts[place] = letter, rng.choice([d for d in range(10) if d != value])
+  elif kind == "untrue":
+    facts[place] = rng.choice([d for d in range(10)
+                               if d not in gold_notes.facts(record) and d != facts[place]])
   else:
-    other = rng.randrange(len(facts))
+    other = rng.choice([i for i in range(len(facts)) if i != place])
     facts[place], facts[other] = facts[other], facts[place]
   if right:
-    return _text(facts, abs(facts[0][1] - facts[-1][1]))
+    return _text(facts, abs(facts[0] - facts[-1]))
   return _text(facts, None) + colon + spread
 
 
