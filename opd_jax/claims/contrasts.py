@@ -53,11 +53,11 @@ def judge(config: ml_collections.ConfigDict, found: Measured,
   elif lost:
     word = f"{lost} diverged"
   return (ours, f"{seeds}{f', {diverged} diverged' * bool(diverged)}{', primary' * claim.primary}",
-          shown(word, missing(config, found, claim)))
+          shown(word, missing(config, found, claim) or untuned(config, found, claim)))
 
 
 def shown(word: str, still: str) -> str:
-  """A verdict: bold if nothing is `still` open, else provisional and how far its cells are."""
+  """A verdict: bold if nothing is `still` open, else provisional and what is."""
   if word == "open":
     return f"open ({still})" if still else "open"
   return f"{word} (provisional: {still})" if still else f"**{word}**"
@@ -101,6 +101,20 @@ def missing(config: ml_collections.ConfigDict, found: Measured,
   return "" if done else f"{' and '.join(parts)} seeds"
 
 
+def at_edge(config: ml_collections.ConfigDict, found: Measured, method: str) -> bool:
+  """Whether the value that a method was tuned to is the first or the last of the grid."""
+  return method in config.tune.methods and found.values.get(method) in (
+      min(config.tune.grid), max(config.tune.grid))
+
+
+def untuned(config: ml_collections.ConfigDict, found: Measured,
+            claim: ml_collections.ConfigDict) -> str:
+  """The sides of a claim for which a value beyond the grid may be better; "" if none."""
+  sides = [who for who in (claim.a, claim.b, *claim.over) if at_edge(config, found, who)]
+  names = " and ".join(f"`{who}`" for who in sides)
+  return f"{names} tuned to the edge of the grid" if sides else ""
+
+
 def withheld(config: ml_collections.ConfigDict, found: Measured,
              claim: ml_collections.ConfigDict) -> str:
   """What stands in place of a verdict that would say nothing; "" for nothing."""
@@ -118,6 +132,11 @@ def withheld(config: ml_collections.ConfigDict, found: Measured,
                      for stage in (claim.before, claim.after))
     if not after - before >= TEACHER_GAIN:
       return "no gain of the teacher"
+  if claim.kind == "difference" and found.methods.get(claim.b) and not claim.over:
+    start = at_start(config, found, claim.b, claim.metric)
+    if statistics.interval([value - start for value in
+                            by_seed(found, claim.b, claim.metric).values()]).high < 0.0:
+      return f"`{claim.b}` ends below its start"
   return ""
 
 
@@ -179,8 +198,12 @@ def of_share(found: Measured, claim: ml_collections.ConfigDict,
   a, b = (side.values for side in sides)
   ours, gain = (statistics.interval(list(values.values()))
                 for values in (statistics.share(a, b), b))
-  word = says(ours, claim)
-  if word != "open" and not (gain.low > 0 and ours.n == len(a.keys() & b.keys())):
+  both = len(a.keys() & b.keys())
+  if both < 2:
+    word = "open"
+  elif gain.low > 0 and ours.n == both:
+    word = says(ours, claim)
+  else:
     word = f"no clear gain of `{claim.b}`"
   return within(ours, plain), ours.n, word
 
@@ -240,20 +263,42 @@ def leads(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, float]
   whose = claim.counting or claim.experts
   if not {claim.base, *claim.experts.values(), *whose.values()} <= found.stages.keys():
     return {}
-  return {domain: metric(found.stages[stage], f"domain/{domain}")
-          - metric(found.stages[claim.base], f"domain/{domain}")
-          for domain, stage in whose.items()}
+  return {domain: lead(found, claim, domain, stage) for domain, stage in whose.items()}
+
+
+def lead(found: Measured, claim: ml_collections.ConfigDict, domain: str, stage: str) -> float:
+  """By how much an expert beats the base in its domain.
+
+  By its own training's account, if that was evaluated in this domain alone: before and after, on
+  more of its prompts than there are where all domains are asked.
+  """
+  expert, base = found.stages[stage], found.stages[claim.base]
+  made = found.stages.get(source(expert).removeprefix(identity.STAGE))
+  if made and source(made) == source(base) and set(_domains(made)) == {domain}:
+    gains = [name for name in made["metrics"] if name.startswith("gain/mean@")]
+    if gains:
+      return metric(made, gains[0])
+  return metric(expert, f"domain/{domain}") - metric(base, f"domain/{domain}")
+
+
+def source(result: Mapping[str, Any]) -> str:
+  """What a stage started from, or what it has evaluated."""
+  return result["config"].get("student", {}).get("source", "")
+
+
+def _domains(result: Mapping[str, Any]) -> list[str]:
+  return [name.removeprefix("domain/") for name in result["metrics"] if name.startswith("domain/")]
 
 
 def error_of(result: Mapping[str, Any], domain: str) -> float:
   """Standard error of a model's accuracy in a domain, from one evaluation: binomial.
 
-  Of its samples on these prompts, which take turns in the domains. That prompts differ makes it
-  smaller, so this is its upper bound.
+  Of its samples on the prompts of the domain; of cells that do not say how many those are, an
+  equal part of all. That prompts differ makes it smaller, so this is its upper bound.
   """
   p, section = metric(result, f"domain/{domain}"), result["config"]["eval"]
-  domains = sum(name.startswith("domain/") for name in result["metrics"])
-  return math.sqrt(p * (1 - p) / (section["prompts"] // domains * section["samples"]))
+  prompts = result["metrics"].get(f"asked/{domain}", section["prompts"] // len(_domains(result)))
+  return math.sqrt(p * (1 - p) / (prompts * section["samples"]))
 
 
 def scores(config: ml_collections.ConfigDict, found: Measured, who: str, name: str,

@@ -100,9 +100,13 @@ def _undocumented(tree: ast.Module) -> ast.Module:
 
 def settings(config: ml_collections.ConfigDict) -> str:
   """Hash of a config, without the keys that change nothing."""
-  kept = {path: value for path, value in leaves(config)
+  return digest(json.dumps(counting(config), sort_keys=True))
+
+
+def counting(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The keys of a config that may change something, and their values."""
+  return {path: value for path, value in leaves(config)
           if not any(path == free or path.startswith(f"{free}.") for free in FREE)}
-  return digest(json.dumps(kept, sort_keys=True))
 
 
 def models(config: ml_collections.ConfigDict, stages: Mapping[str, str]) -> dict[str, str]:

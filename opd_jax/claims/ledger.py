@@ -1,4 +1,10 @@
-"""The cells of a claims config: what has been measured, and whether it still holds."""
+"""The cells of a claims config: what has been measured, and whether it still holds.
+
+Hours of measurements do not end with a change of code that changes no number: the first of a
+method's cells to run again shows whether it does. If its numbers are what they were, to the last
+bit, the method's others hold as well. A setting is changed for the numbers' sake, so that one of
+another value always runs again.
+"""
 
 from collections.abc import Mapping
 import datetime
@@ -51,7 +57,7 @@ class Ledger:
     self.stages = {name: Cell(f"stages/{name}", name, section, section.seed)
                    for name, section in stages.items()}
     self._folder, self._workdir, self._machine = folder, workdir, dict(machine)
-    self._commit, self._identities = commit(), {}
+    self._commit, self._identities, self._harmless = commit(), {}, {}
     self._found = {path.relative_to(folder).as_posix().removesuffix(".json"): _read(path)
                    for path in sorted(folder.glob("*/*.json"))}
     for stage in self.stages.values():
@@ -62,9 +68,14 @@ class Ledger:
   def current(self, cell: Cell) -> Result | None:
     """The result of a cell, unless there is none or it is stale."""
     found = self._found.get(cell.name)
-    if not found or cell.waits or found["identity"] != self._identity(cell):
+    if not found or cell.waits or not (now := self._identity(cell)):
       return None
-    return found
+    if found["identity"] != now:
+      if not self._harmless.get(_since(cell, found, now)):
+        return None
+      self._write(cell, {**found, "identity": now, "config": json.loads(cell.config.to_json()),
+                         "again": self._commit})
+    return self._found[cell.name]
 
   def is_stale(self, cell: Cell) -> bool:
     """Whether there is a result of a cell that no longer holds, or not yet."""
@@ -89,20 +100,29 @@ class Ledger:
     return str(self._workdir / cell.name)
 
   def add(self, cell: Cell, result: Result) -> None:
-    """Writes down what a cell has measured, whole or not at all."""
-    found = {"cell": cell.name, "who": cell.who, "seed": cell.seed, "value": cell.value,
-             "identity": self._identity(cell), "commit": self._commit,
-             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-             "machine": self._machine, **result, "config": json.loads(cell.config.to_json())}
-    path = self._folder / f"{cell.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    aside.rename(path)
-    self._found[cell.name] = _read(path)  # as a later sitting will see it
+    """Writes down what a cell has measured. If it says what it said before, so would its others."""
+    now, before = self._identity(cell), self._found.get(cell.name)
+    self._write(cell, {
+        "cell": cell.name, "who": cell.who, "seed": cell.seed, "value": cell.value,
+        "identity": now, "commit": self._commit,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": self._machine, **result, "config": json.loads(cell.config.to_json())})
     model = pathlib.Path(self.folder(cell), measured.EXPORT)
     if cell.stage and model.is_dir():
       shutil.copytree(model, self._folder / cell.name, dirs_exist_ok=True)
+    if before:
+      since = _since(cell, before, now)
+      self._harmless[since] = (self._harmless.get(since, True)
+                               and _repeats(before, self._found[cell.name]))
+
+  def _write(self, cell: Cell, result: Result) -> None:
+    """Whole or not at all."""
+    path = self._folder / f"{cell.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    aside.rename(path)
+    self._found[cell.name] = _read(path)  # as a later sitting will see it
 
   def _place(self, stage: Cell) -> str:
     """How a config names what a stage has left: rows, a reward model, or a model."""
@@ -123,6 +143,27 @@ class Ledger:
           cell.config, pipelines.PIPELINES[cell.config.pipeline], stages)
       self._identities[key] |= {name: self._machine[name] for name in ("device", "jax")}
     return self._identities[key]
+
+
+def _repeats(before: Result, after: Result) -> bool:
+  """Whether a result says all that an earlier one did; of a run that diverged nothing is known."""
+  return bool(before["metrics"]) and all(
+      before.get(name, {}).items() <= after.get(name, {}).items() for name in ("metrics", "curves"))
+
+
+def _since(cell: Cell, found: Result, now: Mapping[str, Any]) -> str:
+  """What has changed since a result was made, in words that are the same for a method's others.
+
+  Settings that only the earlier or the later code knows are the code's; one of another value is
+  the cell's own, of which no other says anything.
+  """
+  before, after = (identity.counting(config) for config in (
+      ml_collections.ConfigDict(found["config"]), cell.config))
+  unknown = {path: (before | after)[path] for path in before.keys() ^ after.keys()}
+  own = cell.name * any(before[path] != after[path] for path in before.keys() & after.keys())
+  rest = [{name: value for name, value in rests.items() if name != "config"}
+          for rests in (found["identity"], now)]
+  return json.dumps([cell.who, *rest, unknown, own], sort_keys=True)
 
 
 def changed(config: ml_collections.ConfigDict, values: Mapping[str, Any]

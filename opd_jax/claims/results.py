@@ -18,13 +18,16 @@ claimed direction, and is **smaller than claimed** if it ends below the effect t
 **reproduced** if the interval lies within that margin, **not seen** if outside, else
 **inconclusive**; a share of a gain has no verdict unless that gain's interval lies above 0. A run
 that diverged counts, and with what it started from; if that was not measured there is no verdict.
-While cells are open, verdicts are provisional."""
+There is no verdict if what is compared with **ends below its start**: leaving the model alone would
+beat it too. Verdicts are provisional while cells are open, and where a side was tuned to the edge
+of the grid, beyond which it may be better."""
 EXPERTS = f"""\
 Every expert is beaten (**reproduced**) if each domain's interval lies above 0. It is **reversed**
 if some domain's lies below 0, and **not seen** if some domain's ends below the effect, both at 0.05
 over the number of domains, as each is a chance to find one; else **inconclusive**. These intervals
 hold the student's seeds and, in quadrature, the binomial error of the expert's own evaluation. An
-expert counts if it beats its base by {points(contrasts.EXPERT_LEAD)} points on its domain."""
+expert counts if its training has gained {points(contrasts.EXPERT_LEAD)} points on its domain, of
+which no interval is taken."""
 TEACHERS = f"""\
 Strong to weak: there is no verdict if the teacher's training has gained less than
 {points(contrasts.TEACHER_GAIN)} points on the task (**no gain of the teacher**)."""
@@ -38,10 +41,10 @@ prompts, on which rates were tuned as well (by other seeds), and say nothing of 
 turn out. They are not corrected for the number of rows: primary rows were chosen beforehand and
 have the most seeds, the others are explorations."""
 SWEEP = """\
-Rank correlations (Spearman's) are those of each seed over all rows. **rises**, **falls**: their
-interval excludes 0; **turns**: steps between neighbors go both ways, or one goes the other way than
-these; **unclear**: neither. A step counts if the interval of its paired change excludes 0, at 5%
-over the number of steps. Steps: {steps}."""
+All is of the seeds that every row has. Rank correlations (Spearman's) are those of each seed over
+all rows. **rises**, **falls**: their interval excludes 0; **turns**: steps between neighbors go
+both ways, or one goes the other way than these; **unclear**: neither. A step counts if the interval
+of its paired change excludes 0, at 5% over the number of steps. Steps: {steps}."""
 BUDGETS = """\
 Student tokens are those that the student sampled for its updates; between methods with the same
 number of updates and rows they differ by the length of its responses alone{spread}. SFT samples
@@ -71,7 +74,7 @@ def render(config: ml_collections.ConfigDict, found: Measured, left: Sequence[st
   for sweep in config.sweeps.values():
     parts += [f"### {sweep.text}", *sweep_table(config, found, sweep)]
   parts += ["### Methods and budgets", methods(config, found),
-            BUDGETS.format(spread=spread(found))]
+            BUDGETS.format(spread=spread(config, found))]
   if config.tune.methods:
     parts += [f"### Tuning of `{config.tune.key}`", tuning(config, found)]
   if config.stages:
@@ -86,11 +89,13 @@ def provenance(config: ml_collections.ConfigDict, found: Measured) -> str:
   every = lambda values: ", ".join(sorted(set(map(str, values))))
   machine = lambda key: every(cell["machine"][key] for cell in found.cells)
   minutes = sum(cell["wall_s"] for cell in found.cells) / 60
+  again = {cell["again"] for cell in found.cells if "again" in cell}
   here = sum(cell["wall_s"] / cell["machine"]["workers"] for cell in found.cells) / 60
   return (f"From {len(found.cells)} cells in `{config.results or 'results'}`, each with its config "
           f"and what it rests on: {every(cell['date'] for cell in found.cells)}; "
           f"{machine('cores')} cores of {machine('cpu')}, {machine('device')}, jax "
-          f"{machine('jax')}; commit {every(cell['commit'] for cell in found.cells)}. The cells' "
+          f"{machine('jax')}; commit {every(cell['commit'] for cell in found.cells)}"
+          f"{f', with which {every(again)} agrees to the last bit' * bool(again)}. The cells' "
           f"own wall times are {minutes:.0f} minutes in all, {machine('workers')} side by side: "
           f"{here:.0f} minutes.")
 
@@ -134,14 +139,14 @@ def sweep_table(config: ml_collections.ConfigDict, found: Measured,
   rows, steps = [], []
   sides = {name: [contrasts.scores(config, found, method, name, config.seeds[method])
                   for method in sweep.methods] for name in sweep.metrics}
-  curves = {name: [side.values for side in row] for name, row in sides.items()}
+  curves = {name: shared([side.values for side in row]) for name, row in sides.items()}
   if sweep.base and (start := found.stages.get(sweep.base)):
     values = {name: contrasts.of_stage(start, name) for name in sweep.metrics}
     rows.append(["at the start", f"`{sweep.base}`", "", *(
         number_of(name)(x) if math.isfinite(x) else "-" for name, x in values.items())])
   for i, (value, method) in enumerate(zip(sweep.points, sweep.methods)):
     diverged = max(row[i].diverged for row in sides.values())
-    rows.append([f"{value:g}", f"`{method}`", str(len(found.methods.get(method, {})))
+    rows.append([f"{value:g}", f"`{method}`", str(max(len(curve[i]) for curve in curves.values()))
                  + f", {diverged} diverged" * bool(diverged), *(
         within(statistics.interval(list(curve[i].values())), number_of(name))
         for name, curve in curves.items())])
@@ -159,6 +164,16 @@ def sweep_table(config: ml_collections.ConfigDict, found: Measured,
   return [f"The paper: {sweep.paper}" if sweep.paper else "",
           table((sweep.parameter, "method", "seeds", *map(labeled, sweep.metrics)), rows),
           SWEEP.format(steps="; ".join(steps) or "none")]
+
+
+def shared(curve: Sequence[statistics.BySeed]) -> list[statistics.BySeed]:
+  """The points of a curve, each by the seeds that all have: points of other seeds differ by luck.
+
+  While some points have no seeds, the others keep theirs.
+  """
+  there = [point.keys() for point in curve if point]
+  both = set.intersection(*map(set, there)) if there else set()
+  return [{seed: value for seed, value in point.items() if seed in both} for point in curve]
 
 
 def methods(config: ml_collections.ConfigDict, found: Measured) -> str:
@@ -189,11 +204,21 @@ def methods(config: ml_collections.ConfigDict, found: Measured) -> str:
                 "student tokens", "teacher tokens", "seconds a cell", "seeds"), rows)
 
 
-def spread(found: Measured) -> str:
-  """By how much the methods' student tokens differ, of those that sample."""
-  means = [sum(tokens) / len(tokens) for cells in found.methods.values()
-           if (tokens := [cell["student_tokens"] for cell in cells.values()]) and any(tokens)]
-  return f": by up to {100 * (max(means) / min(means) - 1):.0f}% here" if len(means) > 1 else ""
+def spread(config: ml_collections.ConfigDict, found: Measured) -> str:
+  """By how much the student tokens of methods differ that are compared, of those that sample."""
+  means = {method: sum(tokens) / len(tokens) for method, cells in found.methods.items()
+           if (tokens := [cell["student_tokens"] for cell in cells.values()]) and any(tokens)}
+
+  def most(groups: Sequence[Sequence[str]]) -> float:
+    sampling = [[means[who] for who in group if who in means] for group in groups]
+    return max((100 * (max(each) / min(each) - 1) for each in sampling if len(each) > 1),
+               default=math.nan)
+
+  claimed = most([(claim.a, claim.b) for claim in config.claims.values()])
+  swept = most([sweep.methods for sweep in config.sweeps.values()])
+  parts = [f"by up to {x:.0f}% {where}" for x, where in (
+      (claimed, "in a claim here"), (swept, "in a sweep")) if math.isfinite(x)]
+  return f": {', '.join(parts)}" if parts else ""
 
 
 def tuning(config: ml_collections.ConfigDict, found: Measured) -> str:
@@ -205,7 +230,7 @@ def tuning(config: ml_collections.ConfigDict, found: Measured) -> str:
     taken = "open" if value is None else f"{value:g}"
     if who == method:
       means = found.tuning[method]
-      if value in (min(tune.grid), max(tune.grid)):
+      if contrasts.at_edge(config, found, method):
         taken += ", **at the edge of the grid**: a better one may lie beyond"
       rows.append([f"`{method}`", *(show(means[x]) if x in means else "open" for x in tune.grid),
                    taken])

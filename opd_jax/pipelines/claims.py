@@ -3,7 +3,8 @@
     stages (models to start from) -> tuning on seeds of its own -> every method and seed -> tables
 
 Each cell leaves a small JSON, kept under version control, and is not run again while what it rests
-on (`identity`) is what it was. So a sitting may end at any time, and the next one goes on.
+on (`identity`) is what it was, or has changed in a way that changes no number: one cell of the
+method runs to show it. So a sitting may end at any time, and the next one goes on.
 """
 
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def work(config: ml_collections.ConfigDict, ledger: Ledger, workers: list[crew.W
   while not stop():
     for worker in workers:
       if worker not in busy and time.monotonic() < end:
-        if cell := upcoming(config, ledger, begun):
+        if cell := upcoming(config, ledger, begun, list(busy.values())):
           begun.add(cell.name)
           worker.give(ledger.resolved(cell.config), ledger.folder(cell))
           busy[worker] = cell
@@ -107,10 +108,12 @@ def work(config: ml_collections.ConfigDict, ledger: Ledger, workers: list[crew.W
   return failed
 
 
-def upcoming(config: ml_collections.ConfigDict, ledger: Ledger, begun: set[str]) -> Cell | None:
+def upcoming(config: ml_collections.ConfigDict, ledger: Ledger, begun: set[str],
+             busy: list[Cell]) -> Cell | None:
   """The first open cell whose stages are there, leaving out those already begun.
 
-  A stage that still holds runs again if what it left is gone and an open cell starts from it.
+  A stage that still holds runs again if what it left is gone and an open cell starts from it. Of a
+  method's stale cells one runs at a time, `busy` until it shows whether the others hold.
   """
   cells = plan(config, ledger)
   wanted = {cell.name for cell in cells if not ledger.current(cell)}
@@ -118,8 +121,10 @@ def upcoming(config: ml_collections.ConfigDict, ledger: Ledger, begun: set[str])
     if cell.name in wanted:
       wanted |= {ledger.stages[name].name for name in identity.asks(cell.config)
                  if not ledger.has_left(name)}
+  trying = {cell.who for cell in busy if ledger.is_stale(cell)}
   for cell in cells:
     if (cell.name in wanted and cell.name not in begun and not cell.waits
+        and not (cell.who in trying and ledger.is_stale(cell))
         and all(map(ledger.has_left, identity.asks(cell.config)))):
       return cell
   return None

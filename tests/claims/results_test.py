@@ -19,7 +19,7 @@ def make(**changes):
       stages={name: method for name in ("base", "sorter", "counter")},
       methods=dict(old=method, new=method, half=method),
       seeds={name: (0, 1, 2) for name in ("old", "new", "half")},
-      tune=dict(methods=("old", "new"), grid=(1e-4, 1e-3, 1e-2), follows=dict(half="new")),
+      tune=dict(methods=("old", "new"), grid=(1e-4, 1e-3, 1e-2, 1e-1), follows=dict(half="new")),
       claims=dict(
           more=dict(text="new | old", paper="+9", a="new", b="old", metric=MEAN, effect=0.05,
                     primary=True),
@@ -45,7 +45,8 @@ def measured(**changes):
   found = dict(
       stages=dict(base=cell("base", 0.3, 0.3, 0.3), sorter=cell("sorter", 0.5, 0.6, 0.3),
                   counter=cell("counter", 0.5, 0.3, 0.7)),
-      tuning=dict(old={1e-4: 0.3, 1e-3: 0.4, 1e-2: 0.1}, new={1e-4: 0.2, 1e-3: 0.3, 1e-2: 0.5}),
+      tuning=dict(old={1e-4: 0.3, 1e-3: 0.4, 1e-2: 0.1, 1e-1: 0.0},
+                  new={1e-4: 0.2, 1e-3: 0.3, 1e-2: 0.5, 1e-1: 0.1}),
       values=dict(old=1e-3, new=1e-2, half=1e-2),
       methods=dict(
           old={seed: cell(f"old-{seed}", 0.4 + 0.01 * seed) for seed in range(3)},
@@ -190,6 +191,19 @@ class RenderTest(absltest.TestCase):
                      ["sort", "30.0", "+30.0: yes", "`sorter`", "60.0 -+ 1.7"])
     self.assertEqual(row(text, "sort")[6], "+10.0 [+6.6, +13.4]")
     self.assertIn("one set of teachers or experts, and one set of held-out\nprompts", text)
+    # Its training may have asked more of its domain's prompts than there are where all are asked.
+    trained = lambda gain, **domains: dict(cell("x", 0.5), config=dict(
+        student=dict(source="stage:base"), eval=dict(prompts=200, samples=8)),
+                                           metrics={"gain/mean@8": gain} | domains)
+    for gain, domains, lead in ((0.2, {"domain/count": 0.5}, "+20.0: yes"),
+                                (0.1, {"domain/count": 0.5}, "+10.0: **no**"),
+                                (0.1, {"domain/count": 0.5, "domain/sort": 0.5}, "+40.0: yes")):
+      stages = measured().stages | dict(
+          maker=trained(gain, **domains), base=cell("base", 0.3, 0.3, 0.3, config=dict(
+              student=dict(source="stage:base"), eval=dict(prompts=200, samples=8))),
+          counter=cell("counter", 0.5, 0.3, 0.7, config=dict(
+              student=dict(source="stage:maker"), eval=dict(prompts=200, samples=8))))
+      self.assertEqual(row(results.render(make(), measured(stages=stages), []), "count")[2], lead)
     weak = measured(stages=measured().stages | dict(counter=cell("counter", 0.5, 0.3, 0.4)))
     text = results.render(make(), weak, [])
     self.assertEqual(row(text, "count")[2], "+10.0: **no**")
@@ -226,6 +240,12 @@ class RenderTest(absltest.TestCase):
     self.assertIn("between 1 and 2, by -9.0 [", text)
     self.assertEqual(row(text, "direction")[3], "**turns**")
 
+  def test_points_of_a_sweep_are_of_the_same_seeds(self):
+    methods = measured().methods
+    methods["new"] |= {seed: cell(f"new-{seed}", 0.9) for seed in range(3, 10)}
+    text = results.render(make(), measured(methods=methods), [])
+    self.assertEqual(row(text, "2")[2:4], ["3", "52.0 [47.0, 57.0]"])
+
   def test_the_sweep_shows_what_it_starts_from(self):
     config = make()
     config.sweeps.lam.base = "base"
@@ -239,9 +259,29 @@ class RenderTest(absltest.TestCase):
   def test_learning_rates_are_said_with_what_was_tried(self):
     text = results.render(make(), measured(), [])
     _, _, below = text.partition("### Tuning")
-    self.assertEqual(row(below, "`old`"), ["`old`", "30.0", "40.0", "10.0", "0.001"])
-    self.assertIn("0.01, **at the edge of the grid**", row(below, "`new`")[4])
-    self.assertEqual(row(below, "`half`")[4], "0.01, that of `new`")
+    self.assertEqual(row(below, "`old`"), ["`old`", "30.0", "40.0", "10.0", "0.0", "0.001"])
+    self.assertEqual(row(below, "`half`")[5], "0.01, that of `new`")
+
+  def test_who_was_tuned_to_the_edge_of_the_grid_has_no_last_word(self):
+    for new, old, who in ((0.1, 1e-3, "`new`"), (1e-2, 1e-4, "`old`"), (0.1, 0.1, "`new` and `old`")):
+      text = results.render(make(), measured(values=dict(new=new, old=old, half=new)), [])
+      self.assertEqual(row(text, "new")[-1],
+                       f"reproduced (provisional: {who} tuned to the edge of the grid)")
+      _, _, below = text.partition("### Tuning")
+      for name, value in (("new", new), ("old", old)):
+        self.assertEqual("**at the edge of the grid**" in row(below, f"`{name}`")[5],
+                         value in (0.1, 1e-4))
+    # What follows another's rate was not tuned.
+    self.assertEqual(row(text, "half is all")[-1],
+                     "not seen (provisional: `new` tuned to the edge of the grid)")
+
+  def test_to_beat_what_ends_below_its_start_is_nothing(self):
+    config = make()
+    config.methods.old.student.source = "stage:base"
+    for start, verdict in ((0.38, "**reproduced**"), (0.44, "**`old` ends below its start**")):
+      stages = measured().stages | dict(base=cell("base", start, 0.3, 0.3))  # old: 0.40 to 0.42
+      text = results.render(config, measured(stages=stages), [])
+      self.assertEqual(row(text, "new")[4::2], ["+11.0 [+8.5, +13.5]", verdict])
 
   def test_budgets_come_from_the_cells(self):
     methods = measured().methods
@@ -252,7 +292,8 @@ class RenderTest(absltest.TestCase):
     self.assertEqual(row(below, "`old`")[3:], ["100", "64", "2,200 (2,000 to 2,600)", "0",
                                                "35 (30 to 45)", "0, 1, 2"])
     self.assertEqual(row(below, "`half`")[-1], "0, 1, 2 (1 diverged)")
-    self.assertIn("differ by the length of its responses alone: by up to 10% here.", text)
+    self.assertIn("of its responses alone: by up to 10% in a claim here, by up to 10% in a sweep.",
+                  text)
     self.assertIn("wall times are 6 minutes in all, 2 side by side: 3 minutes.", text)
     methods["new"][0]["metrics"]["loss/weight"] = 1.3
     _, _, below = results.render(make(), measured(methods=methods), []).partition("### Methods and")
