@@ -73,7 +73,9 @@ def _common() -> dict[str, Any]:
           top_p=1.0,
           seed=1,
       )),
-      mesh=ConfigDict(dict(data=-1, model=1)),  # -1: the rest of the devices
+      # Copies of the weights, devices that share one and each have other rows, and devices that
+      # have parts of every product; -1: the rest of the devices.
+      mesh=ConfigDict(dict(replica=1, data=-1, model=1)),
       writers=("jsonl", "tensorboard"),         # also "wandb"
   )
 
@@ -128,7 +130,8 @@ def peers(**changes: Any) -> ConfigDict:
           summary=0,                 # tokens of the student's summary in each peer's place; 0: none
           budget=400,                # tokens of a context; peers are dropped, the longest first
           buckets=(),                # lengths that contexts are padded to; (): only the budget
-          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+          tokens=0,                  # padded tokens scored at a time; 0: all rows, or with
+                                     # buckets a quarter of them
       )),
   ), changes)
 
@@ -142,6 +145,8 @@ def opcd(**changes: Any) -> ConfigDict:
       total_steps=10,                # epochs
       questions=256,                 # of the training split, in every epoch; 0: all
       critic=_policy("tiny:weak"),
+      checkpoint=ConfigDict(_training()["checkpoint"].to_dict() | dict(every=1)),  # epochs
+      remove_thinking=True,          # <think> from answers and critiques before they are shown
       control="",                    # in the critic's place: "self", the student; "none": nobody
       critique=ConfigDict(dict(max_response=96, temperature=0.0, top_k=0, top_p=1.0)),
       refine=ConfigDict(dict(temperature=0.6, top_k=20, top_p=0.95)),  # as long as an answer
@@ -153,7 +158,8 @@ def opcd(**changes: Any) -> ConfigDict:
       context=ConfigDict(dict(
           budget=300,                # tokens of any request that holds an answer or a critique
           buckets=(),                # lengths that these are padded to; (): only the budget
-          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+          tokens=0,                  # padded tokens scored at a time; 0: all rows, or with
+                                     # buckets a quarter of them
       )),
   ), changes)
 
@@ -344,7 +350,8 @@ def teacher_signal(**changes: Any) -> ConfigDict:
       context=ConfigDict(dict(
           budget=400,                # tokens of a context; beyond it a response is left out
           buckets=(),                # lengths that contexts are padded to; (): only the budget
-          tokens=0,                  # padded tokens scored at a time; 0: as of all rows
+          tokens=0,                  # padded tokens scored at a time; 0: all rows, or with
+                                     # buckets a quarter of them
           remove_thinking=False,     # <think> from peers' texts
       )),
   ), changes)

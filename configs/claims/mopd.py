@@ -29,7 +29,8 @@ PEERS_LOSS = dict(surrogate="jsd", beta=0.5, top_k=100, top_of="student", tail="
                   divergence_importance=True, importance_cap=2.0)
 # The methods of rewards alone: their losses.
 REWARDS = dict(
-    grpo=dict(signal="group_advantage", surrogate="clipped", updates_per_batch=2),
+    grpo=dict(signal="group_advantage", surrogate="clipped", clipped=dict(dual=3.0),
+              updates_per_batch=2),
     dpo=dict(signal="dpo", aggregate="sequence_sum", dpo=dict(beta=0.1)),
     simpo=dict(signal="simpo", aggregate="sequence_mean", simpo=dict(beta=2.0, margin=1.0)),
     verified_sft=dict(signal="verified"))

@@ -2,26 +2,31 @@
 
     python -m opd_jax.main --config=configs/claims/opcd.py --workdir=runs/claims_opcd
 
-S is the tiny student, W the tiny weak model, fitted first to worked critiques of this task. At
-inference: answer, critique, refinement, by pass@k. In training: OPCD with its filters and controls,
-and what else a weak model or the truth could teach. The cells are in results/opcd, the tables in
-RESULTS.md; 2 CPU cores, sittings of an hour.
+S is the tiny student, W the tiny weak model, fitted first to this task and to worked critiques of
+it. At inference: answer, critique, refinement, by pass@k. In training: OPCD with its filters and
+controls, and what else the same weak model or the truth could teach, on the same questions with as
+many updates. The cells are in results/opcd, the tables in RESULTS.md; 2 CPU cores, sittings of an
+hour.
 
 Forms: full (the default); quick, minutes, the same cells of one epoch and two seeds, with cells and
 tables in the workdir; smoke, for the tests, fewer of them.
 """
 
+import pathlib
+
 from opd_jax import config as configs
 
-# By form: updates of the critic's SFT; epochs, questions and answers each of OPCD; triples and
-# other rows an update; chains of the study; prompts and samples of evaluations.
+RUBRIC = str(pathlib.Path(__file__).parents[1] / "rubrics" / "short.txt")
+
+# By form: updates of the critic's and the judge's SFT; epochs, questions and answers each of OPCD;
+# triples and other rows an update; chains of the study; prompts and samples of evaluations.
 SIZES = {
-    "": dict(critic=300, epochs=4, questions=128, answers=4, rows=32, ks=(1, 2, 4, 8, 16),
-             prompts=128, samples=8),
-    "quick": dict(critic=4, epochs=1, questions=8, answers=2, rows=4, ks=(1, 2), prompts=4,
-                  samples=2),
-    "smoke": dict(critic=2, epochs=1, questions=4, answers=2, rows=4, ks=(1, 2), prompts=2,
-                  samples=2),
+    "": dict(critic=300, judge=600, epochs=4, questions=128, answers=4, rows=32,
+             ks=(1, 2, 4, 8, 16), prompts=128, samples=4),
+    "quick": dict(critic=4, judge=4, epochs=1, questions=8, answers=4, rows=4, ks=(1, 2),
+                  prompts=4, samples=2),
+    "smoke": dict(critic=2, judge=2, epochs=1, questions=4, answers=4, rows=4, ks=(1, 2),
+                  prompts=2, samples=2),
 }
 # Chains of seven and eight steps in one digit, of which S answers about 37% and W about 9%.
 TASK = dict(digits=(1,), min_steps=7, max_steps=8)
@@ -29,61 +34,77 @@ ANSWER = dict(temperature=1.0, top_k=20, top_p=0.95)
 REFINE = dict(temperature=0.6, top_k=20, top_p=0.95)
 
 ABOUT = """\
-S is `tiny:student`, W is `tiny:weak` after {critic} updates of SFT on worked critiques of this very
-task, arithmetic of seven and eight steps in one digit. `chains` asks {prompts} questions {chains}
-times each. A cell of OPCD has {epochs} epochs of {questions} questions with {answers} answers each,
-and learns in one pass an epoch what stands its check, {rows} rows an update; `opcd` keeps what was
-refined to a right answer, `unfiltered` everything, `self` has S criticize itself, `without` has it
-refine without a critique. All are evaluated on the same {prompts} held-out questions with {samples}
-samples each, at temperature 0.6, top-k 20 and top-p 0.95, on plain questions."""
+S is `tiny:student`; W is `tiny:weak` after {critic} updates of SFT on worked solutions and
+critiques of this very task, arithmetic of seven and eight steps in one digit, and is the weak model
+of every row: what it answers itself is "W only" of `chains`, which asks {prompts} questions
+{chains} times each. A cell of OPCD has {epochs} epochs of {questions} questions with {answers}
+answers each, and makes {updates} updates an epoch of {rows} rows out of all that has stood its
+check so far; `opcd` keeps what was refined to a right answer, `rubric` what a judge says yes to,
+`both` what stands both, `unfiltered` everything. The judge is `tiny:teacher` after {judge} updates
+of SFT on right and misleading critiques; its AUC against the outcome is `judge/auc`. `self` has S
+criticize itself; `without` has it refine without a critique, with half as many answers more, which
+asks as often. All learn the same questions with as many updates, and are evaluated on the same
+{prompts} held-out ones with {samples} samples each, at temperature 0.6, top-k 20 and top-p 0.95, on
+plain questions, before, after and, those of OPCD, behind every epoch."""
 
 NOTES = """\
-The rubric check and the two together are not measured: no tiny model has learned to judge. What the
-other methods are given is not what OPCD is: SFT on the truth sees {steps} batches of worked
-solutions, the weak model's answers and logits as many, and none of them pays for critiques."""
+What the other methods are given is not what OPCD is: SFT on the truth has worked solutions, one a
+question, in {steps} batches, the weak model's answers and logits as many, and none of them pays for
+critiques. Filters and controls have the rate tuned for `opcd`, the weak model's answers that of SFT
+on the truth, its logits that of `opcd`."""
 
 
 def get_config(arg=""):
   form = configs.form(arg, "", "quick", "smoke")
   full, smoke, sizes = form == "", form == "smoke", SIZES[form]
   epochs, rows, k = sizes["epochs"], sizes["rows"], max(sizes["ks"])
-  steps = epochs * sizes["questions"] * sizes["answers"] // rows  # if everything were kept
+  updates = sizes["questions"] * sizes["answers"] // rows  # of an epoch: as many rows as answers
+  steps, questions = epochs * updates, sizes["questions"]
   judged = dict(prompts=sizes["prompts"], samples=sizes["samples"], ks=(1,), seed=1,
                 batch=32 if full else 2, **REFINE)
   task = lambda train, **kind: dict(builder="arithmetic", builder_kw=dict(
-      train=train if full else 40, test=256, mix=dict(**kind), seed=11, **TASK))
+      train=train if full else min(train, 40), test=256, mix=dict(**kind), seed=11, **TASK))
   lengths = dict(max_prompt=40, max_response=80 if full else 16)
   common = dict(writers=("jsonl",), checkpoint=dict(every=100_000, keep_last=1, keep_best=0),
                 eval=judged, export=False)
   optimizer = lambda rate: dict(learning_rate=rate, weight_decay=0.01)
 
-  def opcd(**changes):
+  def opcd(answers=sizes["answers"], **changes):
     loss = dict(surrogate="reverse_kl", aggregate="sequence_sum") | changes.pop("loss", {})
     return configs.opcd(**common | dict(
-        total_steps=epochs, log_every=1, questions=sizes["questions"], triples=rows,
+        total_steps=epochs, log_every=1, questions=questions, triples=rows, updates=updates,
         student=dict(source="tiny:student"), critic=dict(source="stage:critic"),
-        data=task(2000, plain=1.0), loss=loss, optimizer=optimizer(1e-4), refine=REFINE,
-        rollout=dict(prompts=32 if full else 2, group_size=sizes["answers"], **lengths, **ANSWER),
-        context=dict(budget=320, buckets=(160, 240) if full else ())) | changes)
+        data=task(questions, plain=1.0), loss=loss, optimizer=optimizer(1e-4), refine=REFINE,
+        rollout=dict(prompts=32 if full else 2, group_size=answers, **lengths, **ANSWER),
+        context=dict(budget=320, buckets=(160, 240) if full else ()),
+        eval=judged | dict(every=1)) | changes)
+
+  def checked(name):
+    """OPCD with a judge's word, alone or beside the outcome."""
+    return opcd(filter=name, rubric=RUBRIC, judge=dict(source="stage:judge"))
 
   def given(**changes):
     """SFT, of the data's worked solutions or of a teacher's answers."""
     return configs.offline(**common | dict(
         total_steps=steps, log_every=max(steps // 10, 1), student=dict(source="tiny:student"),
-        data=task(2000, plain=1.0),
+        data=task(questions, plain=1.0),
         rollout=dict(prompts=32 if full else 2, group_size=1, **lengths),
         batch=dict(tokens=128 * rows, buckets=(128,), chunk=256 if full else 8),
         optimizer=optimizer(1e-4)) | changes)
 
-  stages = dict(
-      critic=configs.offline(**common | dict(
-          total_steps=sizes["critic"], log_every=10, export=True, student=dict(source="tiny:weak"),
-          data=task(20_000, critic=1.0), rollout=dict(max_prompt=200, max_response=96),
-          batch=dict(tokens=6144 if full else 800, buckets=(160, 256, 400),
-                     chunk=2048 if full else 16),
-          optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=20, b2=0.98))),
-      before=configs.evaluate(student=dict(source="tiny:student"), data=task(1, plain=1.0),
-                              rollout=lengths, eval=judged, writers=("jsonl",)))
+  def fitted(source, steps, **mix):
+    """A model after SFT on rows of some kinds."""
+    data = task(20_000, **mix)
+    data["builder_kw"] |= dict(rubric=RUBRIC) if "judge" in mix else {}
+    return configs.offline(**common | dict(
+        total_steps=steps, log_every=10, export=True, student=dict(source=source), data=data,
+        rollout=dict(max_prompt=200, max_response=96),
+        batch=dict(tokens=6144 if full else 800, buckets=(160, 256, 400),
+                   chunk=2048 if full else 16),
+        optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=20, b2=0.98)))
+
+  stages = dict(critic=fitted("tiny:weak", sizes["critic"], plain=0.3, critic=0.7),
+                judge=fitted("tiny:teacher", sizes["judge"], judge=1.0))
   methods = dict(
       chains=configs.critique_refine(
           student=dict(source="tiny:student"), critic=dict(source="stage:critic"),
@@ -95,14 +116,15 @@ def get_config(arg=""):
                     ks=sizes["ks"])),
       opcd=opcd(),
       refinements=opcd(loss=dict(signal="verified", surrogate="score_function")),
-      unfiltered=opcd(filter="none"),
+      unfiltered=opcd(filter="none"), rubric=checked("rubric"), both=checked("both"),
       self=opcd(control="self", critic=dict(source="")),
-      without=opcd(control="none", critic=dict(source="")),
+      without=opcd(3 * sizes["answers"] // 2, control="none", critic=dict(source="")),
       truth=given(),
-      weak_answers=given(teacher=dict(source="tiny:weak")),
+      weak_answers=given(teacher=dict(source="stage:critic")),
       weak_logits=configs.on_policy(**common | dict(
           total_steps=steps, log_every=1, student=dict(source="tiny:student"),
-          teacher=dict(source="tiny:weak"), evaluate_teachers=False, data=task(2000, plain=1.0),
+          teacher=dict(source="stage:critic"), evaluate_teachers=False,
+          data=task(questions, plain=1.0),
           rollout=dict(prompts=rows, group_size=1, **lengths), optimizer=optimizer(1e-4),
           loss=dict(surrogate="reverse_kl", signal="opd"))))
   mean = f"eval/mean@{sizes['samples']}"
@@ -112,7 +134,7 @@ def get_config(arg=""):
                 metric=f"gain/pass@{k} {pair}", effect=effect, **changes)
 
   def better(text, b, paper, effect=0.03, **changes):
-    return dict(text=text, paper=paper, a="opcd", b=b, metric=mean, effect=effect, **changes)
+    return dict(dict(a="opcd", metric=mean) | changes, text=text, paper=paper, b=b, effect=effect)
 
   claims = {}
   for k in sizes["ks"]:
@@ -122,8 +144,11 @@ def get_config(arg=""):
       claims[f"best_{k}"] = at(k, "S + best critic - S + random critic", 0.01, paper="above")
       claims[f"random_{k}"] = at(k, "S + random critic - S + worst critic", 0.01, paper="above")
   claims |= dict(
-      gain=better("OPCD > its start", "stage:before", "above", primary=True),
+      gain=better("OPCD > its start", "", "above", primary=True,
+                  metric=mean.replace("eval", "gain")),
       filter=better("OPCD, filtered by outcome > unfiltered", "unfiltered", "above"),
+      rubric=better("OPCD, filtered by outcome > by rubric alone", "rubric", "above"),
+      both=better("OPCD, filtered by both > by outcome alone", "opcd", "above", 0.02, a="both"),
       self=better("OPCD > self-critique", "self", "above", 0.02),
       without=better("OPCD > refining without a critique", "without", "above", 0.02),
       refinements=better("OPCD > SFT on refinements", "refinements", "above", 0.02, primary=True),
@@ -131,16 +156,17 @@ def get_config(arg=""):
                           paired=False),
       weak_logits=better("OPCD > distilling the weak model's logits", "weak_logits", "above"),
       truth=better("OPCD > SFT on ground truth", "truth", "above", paired=False))
-  tuned = ("opcd", "refinements", "truth", "weak_answers", "weak_logits")
+  tuned = ("opcd", "refinements", "truth")
   if smoke:
     tuned = ("opcd",)
+    del stages["judge"]
     methods = {name: methods[name] for name in ("chains", "opcd")}
     claims = {name: claims[name] for name in ("critic_2", "best_2", "gain")}
   seeds = dict.fromkeys(methods, 5) | dict.fromkeys(("chains", "opcd", "refinements"), 10)
   suffix = f":{form}" if form else ""
   return configs.claims(
       name="opcd", title="OPCD: weak critics make strong learners",
-      about=ABOUT.format(chains=k, **sizes), notes=NOTES.format(steps=steps),
+      about=ABOUT.format(chains=k, updates=updates, **sizes), notes=NOTES.format(steps=steps),
       command=f"python -m opd_jax.main --config=configs/claims/opcd.py{suffix} "
               f"--workdir=runs/claims_opcd{suffix.replace(':', '_')}",
       results="results/opcd" if full else "", table="RESULTS.md" if full else "",
@@ -148,5 +174,6 @@ def get_config(arg=""):
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
       tune=dict(methods=tuned, grid=(3e-5, 1e-4, 3e-4) if full else (1e-4,),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
-                follows={name: "opcd" for name in methods if name not in (*tuned, "chains")}),
+                follows={name: "truth" if name == "weak_answers" else "opcd"
+                         for name in methods if name not in (*tuned, "chains")}),
       claims=claims)

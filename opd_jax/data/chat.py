@@ -5,7 +5,7 @@ or from a model is inserted as it is; control tokens inside it are neutralized w
 becomes ids, in `tokenizer.encode_chat`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import re
 
 Messages = list[dict[str, str]]
@@ -15,6 +15,12 @@ ANOTHER_SUCCESS = "Another successful solution:"
 FAILURE = "A known failed solution (avoid repeating this mistake):"
 CRITIQUE = "Critique of an earlier attempt:"
 SOLVE_AGAIN = "Correctly solve the original question."
+
+FEEDBACK = "Feedback:"
+# Under these peers' texts stand. One that writes such a line itself is quoted: a failed solution
+# must not pass for a correct one.
+_HEADING = re.compile("^(?=" + "|".join(map(re.escape, (
+    SUCCESS, ANOTHER_SUCCESS, FAILURE, FEEDBACK, SOLVE_AGAIN))) + ")", re.MULTILINE)
 
 # A thought that is cut off, by the length limit say, has no end mark.
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -35,14 +41,16 @@ def with_peers(messages: Messages, successes: Sequence[str] = (), failures: Sequ
     successes: verified solutions, in the order in which they are shown.
     failures: failed solutions, likewise.
     feedback: what the environment said of the model's own attempt.
-  Returns: a new conversation; the plain one if there is nothing to add.
+  Returns: a new conversation; the plain one if there is nothing to add. A line of a text that
+    begins with one of the headings has "> " before it.
   Source: MOPD (2605.12652), order of sections.
   """
+  quoted = lambda text: _HEADING.sub("> ", text)
   titles = [SUCCESS] + [ANOTHER_SUCCESS] * (len(successes) - 1)
-  parts = [f"{title}\n{text}" for title, text in zip(titles, successes)]
-  parts += [f"{FAILURE}\n{text}" for text in failures]
+  parts = [f"{title}\n{quoted(text)}" for title, text in zip(titles, successes)]
+  parts += [f"{FAILURE}\n{quoted(text)}" for text in failures]
   if feedback:
-    parts.append(f"Feedback:\n{feedback}")
+    parts.append(f"{FEEDBACK}\n{quoted(feedback)}")
   if not parts:
     return list(messages)
   last = messages[-1]
@@ -95,3 +103,17 @@ def with_critique(messages: Messages, critique: str) -> Messages:
   last = messages[-1]
   parts = [last["content"], *([f"{CRITIQUE}\n{critique}"] if critique else []), SOLVE_AGAIN]
   return [*messages[:-1], {**last, "content": "\n\n".join(parts)}]
+
+
+def fill(rubric: str, messages: Messages, shown: Mapping[str, str]) -> Messages:
+  """A request: the rubric with texts in its placeholders, after the conversation's system turn.
+
+  Args:
+    rubric: a text with {question} and other placeholders.
+    messages: the conversation whose last turn is the {question}.
+    shown: the other placeholders -> their texts.
+  """
+  shown = dict(question=messages[-1]["content"], **shown)
+  # At once: a placeholder in one of the texts is text.
+  text = re.sub(rf"\{{({'|'.join(shown)})\}}", lambda match: shown[match[1]], rubric)
+  return [*(x for x in messages if x["role"] == "system"), {"role": "user", "content": text}]

@@ -18,7 +18,7 @@ from opd_jax.rollouts.sampler import Sampling
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Studies each of `config.models`; `config.critic` writes the weak critiques."""
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   policies.check_rows("eval.batch", config.eval.batch, mesh)
   root = keys.root(config.seed)
   source = builders.open_eval(config.data)

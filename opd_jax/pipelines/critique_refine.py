@@ -58,7 +58,7 @@ Show = Callable[[str], str]  # a response -> what is shown of it
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Studies S, `config.student`, with W, `config.critic`; nothing is sampled twice."""
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
   with jax.set_mesh(mesh), verifiers.make(**config.verifier) as verify:
     found = sample(config, workdir, mesh, verify)

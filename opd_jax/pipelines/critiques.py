@@ -6,6 +6,7 @@ Each stage is a file in the epoch's folder, a row for every answer, so a run tha
 in the middle of any of them. The last file has all that is known of every triple.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 import json
 import pathlib
@@ -47,7 +48,7 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
   """All triples of an epoch, as many as prompts x rollout.group_size; of some `kept` is true.
 
   Args:
-    config: reads `rollout`, `context.budget`, `filter` and `seed`.
+    config: reads `rollout`, `context.budget`, `filter`, `remove_thinking` and `seed`.
     cast: who speaks.
     rows: of the data, with `prompt_ids` that fit.
     params: the student's at the beginning of the epoch.
@@ -62,6 +63,7 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
   messages = [json.loads(row["messages"]) for row in rows]
   root = keys.at(keys.root(config.seed), "rollout", epoch)
   critic, judging = cast.critic(params), cast.judging(params)
+  show = chat.without_thinking if config.remove_thinking else str
 
   def stage(number: int, name: str, make: Callable[[slice, jax.Array], list[Row]]) -> list[Row]:
     def block_of(start: int, stop: int) -> list[Row]:
@@ -83,9 +85,10 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
     if cast.criticize is None:
       return [dict(critique="", problem="")] * (here.stop - here.start)
     found = cast.criticize(critic, [
-        chat.critique_request(messages[i // group], answers[i]["answer"])
+        chat.critique_request(messages[i // group], show(answers[i]["answer"]))
         for i in range(here.start, here.stop)], key)
-    return [dict(critique=x.text if x else "", problem=_problem(x)) for x in found]
+    said = [show(x.text) if x else "" for x in found]
+    return [dict(critique=text, problem=_problem(x, text)) for x, text in zip(found, said)]
 
   critiques = stage(1, "critiques", criticize)
 
@@ -93,7 +96,8 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
     asked = [i for i in range(here.start, here.stop) if not critiques[i]["problem"]]
     # Where there is no critique, the question stands in: one shape, and every row its own draws.
     said = cast.refine(params, [
-        chat.refine_request(messages[i // group], answers[i]["answer"], critiques[i]["critique"])
+        chat.refine_request(messages[i // group], show(answers[i]["answer"]),
+                            critiques[i]["critique"])
         if i in asked else messages[i // group] for i in range(here.start, here.stop)], key)
     said = [x if i in asked else None for i, x in zip(range(here.start, here.stop), said)]
     verdicts = verify([x.text if x else "" for x in said],
@@ -108,16 +112,19 @@ def gather(config: ml_collections.ConfigDict, cast: Cast, rows: Sequence[Row], p
     words: dict[int, Any] = {}
     if cast.judge:
       words = dict(zip(places, cast.judge(judging, [judges.Case(
-          messages[i // group], answers[i]["answer"], critiques[i]["critique"]) for i in places])))
+          messages[i // group], show(answers[i]["answer"]), critiques[i]["critique"])
+                                                  for i in places])))
     out = []
     for i in range(here.start, here.stop):
       known = {**answers[i], **critiques[i], **refinements[i], "judge": words.get(i)}
       # A judge that prefers neither has not said yes.
       known["rubric"] = bool(known["judge"] and known["judge"][0] > known["judge"][1])
       context = tokenizer.encode_chat(chat.with_critique(messages[i // group], known["critique"]))
-      if not known["problem"] and len(context) > config.context.budget:
-        known["problem"] = "too long to be learned behind"
-      known["kept"] = i in places and not known["problem"] and passes(config.filter, known)
+      known["problem"] = known["problem"] or next((problem for problem, there in (
+          ("too long to be refined", i not in places),
+          ("too long to be judged", bool(cast.judge) and known["judge"] is None),
+          ("too long to be learned behind", len(context) > config.context.budget)) if there), "")
+      known["kept"] = not known["problem"] and passes(config.filter, known)
       out.append(known)
     return out
 
@@ -130,13 +137,22 @@ def passes(name: str, known: Row) -> bool:
           "rubric": known["rubric"], "none": True}[name]
 
 
-def _problem(response: Any) -> str:
-  """Why a critique cannot be used, in a word; "": it can."""
+def reasons(config: ml_collections.ConfigDict, triples: Sequence[Row]) -> str:
+  """Why triples were not kept, with how many each: "5 cut off, 3 refinement not right"."""
+  checks = {"outcome": "refinement not right", "rubric": "no by the judge"}
+  asked = [name for name in checks if config.filter in (name, "both")]
+  why = Counter(x["problem"] or " and ".join(checks[name] for name in asked if not x[name])
+                for x in triples if not x["kept"])
+  return ", ".join(f"{count} {name}" for name, count in why.most_common())
+
+
+def _problem(response: Any, said: str) -> str:
+  """Why a critique cannot be used, in a word; "": it can. `said` is what would be shown of it."""
   if response is None:
     return "too long to be asked for"
   if not response.ended:
     return "cut off"
-  return "" if response.text.strip() else "empty"
+  return "" if said.strip() else "empty"
 
 
 def without_texts(triple: Row) -> Row:

@@ -15,7 +15,7 @@ from opd_jax.writer import Writer
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates `config.student`, a Hugging Face folder or one of our workdirs."""
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
   root = keys.root(config.seed)
   with contextlib.ExitStack() as stack:

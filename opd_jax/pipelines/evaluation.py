@@ -27,7 +27,7 @@ def make(config: ml_collections.ConfigDict, policy: policies.Policy, verify: eva
     config: the whole config; reads `eval`, `rollout` and `data`.
     policy: whose model and tokenizer are used; parameters are given at each call.
     verify: texts and answers -> verdicts.
-    mesh: prompts are spread over its `data` axis.
+    mesh: prompts are spread over its `replica` and `data` axes.
     workdir: each call leaves `eval/<name>.json` (metrics and records) and a readable
       `samples/<name>.txt` there; of guarded data neither holds a text.
     reverse_kl: (params, rollout) -> KL(student, teacher) per token, if there is a teacher.

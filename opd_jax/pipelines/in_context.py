@@ -7,6 +7,7 @@ Contexts differ in length, responses align: column t of all that is found speaks
 
 from collections.abc import Callable, Sequence
 import functools
+import math
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def make(section: ml_collections.ConfigDict, states: bool, model: Any, pad_id: i
       the distribution-level losses.
     model: the teacher's, a module or a scorer.Mixture.
     pad_id: of the teacher's tokenizer.
-    mesh: rows are spread over its `data` axis.
+    mesh: rows are spread over its `replica` and `data` axes.
   """
   spread = sharding.of_batch(mesh)
   start, hear, whole = compiled(model, states)
@@ -48,13 +49,12 @@ def make(section: ml_collections.ConfigDict, states: bool, model: Any, pad_id: i
            made: Sequence[contexts.Context]) -> tuple[Batch, dict[str, float]]:
     gained = contexts.gained(made)
     rows, columns = batch.response.shape
-    blocks = contexts.pack(made, np.flatnonzero(gained).tolist(), widths(section), columns,
-                           section.tokens or rows * (section.budget + columns), pad_id,
-                           mesh.shape["data"])
+    blocks = contexts.pack(made, np.flatnonzero(gained).tolist(), widths(section),
+                           at_a_time(section, rows, columns, sharding.ways("batch", mesh)), pad_id)
     found = start(params, batch)
     for block in blocks:
       found = hear(params, found, batch, sharding.put(block, spread))
-    metrics = contexts.metrics(made) | contexts.packing(blocks, made)
+    metrics = contexts.metrics(made) | contexts.packing(blocks, made, columns)
     return whole(batch, found, sharding.put(gained, spread)), metrics
 
   return read
@@ -69,6 +69,19 @@ def compiled(model: Any, states: bool) -> tuple[Callable, Callable, Callable]:
 def widths(section: ml_collections.ConfigDict) -> tuple[int, ...]:
   """The lengths that contexts are padded to."""
   return (*section.buckets, section.budget)
+
+
+def at_a_time(section: ml_collections.ConfigDict, rows: int, columns: int,
+              multiple: int) -> Callable[[int], int]:
+  """How many rows are read in one call: a function of the width of their contexts.
+
+  As many as context.tokens allow. Where it does not say all `rows`, or with buckets a quarter of
+  them: in one block of all the longest context would decide how wide the others are.
+  """
+  if section.tokens:
+    return lambda width: contexts.block_rows(section.tokens, width, columns, multiple)
+  most = math.ceil(rows / 4) if section.buckets else rows
+  return lambda width: math.ceil(most / multiple) * multiple
 
 
 def check_lengths(config: ml_collections.ConfigDict, policy: policies.Policy) -> None:

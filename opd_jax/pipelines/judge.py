@@ -4,10 +4,9 @@ OPCD's says yes or no to a critique: it is shown the question, the answer and th
 what would be right. That of pipelines/judged.py chooses between two responses.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import functools
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -53,21 +52,7 @@ def read_rubric(path: str, placeholders: Sequence[str] = PLACEHOLDERS) -> str:
 
 def write(rubric: str, case: Case) -> chat.Messages:
   """The request about a case."""
-  return fill(rubric, case.messages, dict(answer=case.answer, critique=case.critique))
-
-
-def fill(rubric: str, messages: chat.Messages, shown: Mapping[str, str]) -> chat.Messages:
-  """A request: the rubric with texts in its placeholders, after the conversation's system turn.
-
-  Args:
-    rubric: from `read_rubric`.
-    messages: the conversation whose last turn is the {question}.
-    shown: the other placeholders -> their texts.
-  """
-  shown = dict(question=messages[-1]["content"], **shown)
-  # At once: a placeholder in one of the texts is text.
-  text = re.sub(rf"\{{({'|'.join(shown)})\}}", lambda match: shown[match[1]], rubric)
-  return [*(x for x in messages if x["role"] == "system"), {"role": "user", "content": text}]
+  return chat.fill(rubric, case.messages, dict(answer=case.answer, critique=case.critique))
 
 
 def make(policy: policies.Policy, rubric: str, widths: Sequence[int], rows: int,
@@ -89,7 +74,7 @@ def choose(policy: policies.Policy, words: Sequence[str], widths: Sequence[int],
     words: the replies.
     widths: lengths that requests are padded to; longer ones are not judged.
     rows: requests at a time.
-    mesh: rows are spread over its `data` axis.
+    mesh: rows are spread over its `replica` and `data` axes.
   """
   tokenizer, spread = policy.tokenizer, sharding.of_batch(mesh)
   replies = [tokenizer.encode(word) for word in words]

@@ -185,7 +185,7 @@ def compare(config: ml_collections.ConfigDict, pairs: Sequence[Pair], rubric: st
 def request(rubric: str, pair: Pair) -> chat.Messages:
   """What the judge is asked about a pair."""
   shown = (pair.b, pair.a) if pair.flipped else (pair.a, pair.b)
-  return judges.fill(rubric, pair.messages, dict(zip(("first", "second"), shown)))
+  return chat.fill(rubric, pair.messages, dict(zip(("first", "second"), shown)))
 
 
 def judgement(pair: Pair, reply: Reply) -> Row:
@@ -198,7 +198,7 @@ def judgement(pair: Pair, reply: Reply) -> Row:
 
 def local(config: ml_collections.ConfigDict) -> Ask:
   """A model of ours as the judge: the label that it finds likelier as the beginning of a reply."""
-  mesh, key = sharding.make_mesh(config.mesh.data, config.mesh.model), keys.root(config.seed)
+  mesh, key = sharding.make_mesh(**config.mesh), keys.root(config.seed)
   policies.check_rows("eval.batch", config.eval.batch, mesh)
 
   def ask(requests: Sequence[chat.Messages]) -> Iterator[Reply]:

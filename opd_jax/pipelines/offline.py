@@ -55,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Fits `config.student` to the responses of `config.data`; resumes if it can."""
   objective = given.of(config)
   policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples,
-                      sharding.make_mesh(config.mesh.data, config.mesh.model))
+                      sharding.make_mesh(**config.mesh))
   train(config, workdir, objective.group_size, language_model)
 
 
@@ -67,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, group_size: int, buil
     build: (config, student, source, mesh, workdir, stack) -> the method; what it opens is entered
       in the stack.
   """
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   for size in config.batch.buckets:
     policies.check_rows(
         f"batch.tokens // bucket = {config.batch.tokens} // {size}" if group_size == 1 else

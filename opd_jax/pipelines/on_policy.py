@@ -69,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str,
     ValueError: the config asks for something impossible.
     FloatingPointError: loss or gradient is not finite; the batch is on disk.
   """
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   policies.check_rows("rollout.prompts x rollout.group_size",
                       config.rollout.prompts * config.rollout.group_size, mesh,
                       config.loss.micro_batches)

@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     FloatingPointError: loss or gradient is not finite; the batch is on disk.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   policies.check_rows("rollout.prompts x rollout.group_size",
                       config.rollout.prompts * config.rollout.group_size, mesh)
   policies.check_rows("triples", config.triples, mesh, config.loss.micro_batches)
@@ -65,11 +65,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     student = policies.load(config.student, config.model, keys.at(root, "init"), mesh)
     in_context.check_lengths(config, student)
     objective.check_divergence(config.loss, student.model.config.vocab_size)
-    begin_with(config, workdir)
+    rows = questions(config, student)
+    begin_with(config, workdir, rows)
     cast = assemble(config, student, mesh)
     policies.describe(student, workdir)
     progress.note(formula(config))
-    rows = questions(config, student)
     guarded = builders.is_guarded(config.data)
     messages = {row["id"]: json.loads(row["messages"]) for row in rows}
     verify = stack.enter_context(verifiers.make(**config.verifier))
@@ -99,8 +99,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     if first == 0:
       writer.write(0, evaluation.named(evaluate(state.params, "step_000000")))
+    size = len(rows) * config.rollout.group_size
     kept = [] if guarded else [
-        x for epoch in range(first) for x in read(workdir, epoch) if x["kept"]]
+        x for epoch in range(first) for x in whole(workdir, epoch, size) if x["kept"]]
     try:
       for epoch in range(first, total):
         here = folder(workdir, epoch)
@@ -114,7 +115,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         kept += new
         metrics = critiques.metrics(triples) | {"critique/all": float(len(kept))}
         if not new:
-          refuse_second(workdir, epoch)
+          refuse_second(config, workdir, epoch, triples)
         if kept:
           state, learned = learn(state, kept, epoch, go_on)
           metrics |= learned
@@ -177,10 +178,12 @@ def check(config: ml_collections.ConfigDict) -> None:
                      "there will be depends on what is kept; set 'constant'")
 
 
-def begin_with(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Refuses triples in the workdir of which others were the critic, the judge or the rubric."""
+def begin_with(config: ml_collections.ConfigDict, workdir: str, rows: Sequence[Row]) -> None:
+  """Refuses triples in the workdir of other models, questions (`rows`) or another rubric."""
   root, epochs = keys.root(config.seed), pathlib.Path(workdir, "epochs")
-  for place, name in enumerate(("critic", "judge"), 1):
+  stages.begin_with(epochs, "questions", lambda: stages.contents(
+      [row["id"], row["messages"], row["answer"]] for row in rows))
+  for place, name in enumerate(("student", "critic", "judge")):
     if config[name].source:
       stages.begin_with(epochs, f"{name}'s weights", lambda: policies.fingerprint(
           config[name], keys.at(root, "init", place)))
@@ -224,7 +227,7 @@ def assemble(config: ml_collections.ConfigDict, student: policies.Policy,
 def cases(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
   """Cases that the judge is asked about at a time: a rollout's, but no more tokens than
   context.tokens allow a teacher who reads (a case is read once a word)."""
-  rows, data = config.rollout.prompts * config.rollout.group_size, mesh.shape["data"]
+  rows, data = config.rollout.prompts * config.rollout.group_size, sharding.ways("batch", mesh)
   if not config.context.tokens:
     return rows
   width = in_context.widths(config.context)[-1]
@@ -353,16 +356,28 @@ def read(workdir: str, epoch: int) -> list[Row]:
   return distributed.of_first(lambda: stages.read(folder(workdir, epoch) / critiques.TRIPLES))
 
 
-def refuse_second(workdir: str, epoch: int) -> None:
+def whole(workdir: str, epoch: int, size: int) -> list[Row]:
+  """The triples of an epoch that is behind us. Raises: ValueError if they are not all there."""
+  found = read(workdir, epoch)
+  if len(found) != size:
+    raise ValueError(f"{folder(workdir, epoch) / critiques.TRIPLES} has {len(found)} of the {size} "
+                     "triples that were learned from; put it back, or choose another workdir")
+  return found
+
+
+def refuse_second(config: ml_collections.ConfigDict, workdir: str, epoch: int,
+                  triples: Sequence[Row]) -> None:
   """Says that an epoch kept no critique. Raises: ValueError if the one before kept none either."""
-  progress.note(f"epoch {epoch + 1}: no critique stood the checks; nothing new is learned")
+  progress.note(f"epoch {epoch + 1}: no critique stood the checks "
+                f"({critiques.reasons(config, triples)}); nothing new is learned")
   if epoch and not any(x["kept"] for x in read(workdir, epoch - 1)):
     raise ValueError(
         f"epochs {epoch} and {epoch + 1} kept no critique. What was said is in "
-        f"{folder(workdir, epoch) / critiques.TRIPLES}: if hardly a refinement is right, ask "
-        "easier questions or more answers each (rollout.group_size); if the judge says no to all, "
-        "change the rubric, the judge, or set filter='outcome'; if critiques are cut off, raise "
-        "critique.max_response")
+        f"{folder(workdir, epoch) / critiques.TRIPLES} ({critiques.reasons(config, triples)}): if "
+        "hardly a refinement is right, ask easier questions or more answers each "
+        "(rollout.group_size); if the judge says no to all, change the rubric, the judge, or set "
+        "filter='outcome'; if critiques are cut off, raise critique.max_response; if something is "
+        "too long, context.budget")
 
 
 def formula(config: ml_collections.ConfigDict) -> str:

@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import Mesh
 import ml_collections
 
+from opd_jax import sharding
 from opd_jax.data import chat
 from opd_jax.losses import divergences
 from opd_jax.pipelines import in_context, objective, on_policy, opd, responder, teachers
@@ -60,13 +61,17 @@ def build(config: ml_collections.ConfigDict, student: policies.Policy,
       opd.score, student.model, (), reference and reference.model, config.loss))
   head = jax.jit(functools.partial(in_context.heads, teacher.model))
   compares = config.loss.surrogate in divergences.KINDS
+  # Another model's does not change, and its parameters may have to come from the host for it.
+  whose = ((lambda state: head(teacher.params(state))) if teacher.policy is None or not compares
+           else teacher_params.frozen(jax.block_until_ready(head(teacher.params(None)))))
   return on_policy.Method(
       formula=objective.formula(config),
       notices=[*asked.notices, f"q is {teacher.who}, shown {describe(config.context)}"],
       student=student, teachers={}, recall=lambda batch, rows: batch,
-      score=lambda state, batch: ask(state.params, (), reference and reference.params, batch),
+      score=lambda state, batch: ask(
+          state.params, (), reference and sharding.to_device(reference.params), batch),
       grade=make_grade(config, student, teacher, mesh),
-      constants=lambda state: (head(teacher.params(state)),) if compares else None,
+      constants=lambda state: (whose(state),) if compares else None,
       loss=functools.partial(opd.loss, student.model, config.loss), describe=opd.describe,
       reverse_kl=None)
 
@@ -96,7 +101,7 @@ def choose(config: ml_collections.ConfigDict, asked: teachers.Asked) -> Teacher:
   """The reader of the contexts: the student in some form, or another model."""
   if asked.teachers:
     policy = asked.teachers[""]
-    return Teacher(policy.model, teacher_params.frozen(policy.params), policy,
+    return Teacher(policy.model, lambda state: sharding.to_device(policy.params), policy,
                    config.teacher.source)
   model, kind = asked.student.model, config.teacher_params
   whose = teacher_params.of_student(kind, asked.student.params)

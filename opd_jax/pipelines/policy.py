@@ -147,16 +147,18 @@ def check_rows(what: str, rows: int, mesh: Mesh, parts: int = 1) -> None:
   Args:
     what: the keys that make `rows`, as the user wrote them.
     rows: of the whole batch.
-    mesh: its `data` axis takes equal shares of each part.
+    mesh: whose devices, but for its `model` axis, take equal shares of each part.
     parts: number of micro-batches.
   Raises: ValueError naming the keys, the mesh and a number that would do.
   """
-  data = mesh.shape["data"]
-  if rows % (data * parts):
+  devices = sharding.ways("batch", mesh)
+  named = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in sharding.axes(sharding.RULES["batch"])
+                     if axis == "data" or mesh.shape[axis] > 1)
+  if rows % (devices * parts):
     raise ValueError(
-        f"{what} = {rows} rows cannot be spread over mesh data={data} devices"
+        f"{what} = {rows} rows cannot be spread over mesh {named} devices"
         + (f" in loss.micro_batches={parts} parts" if parts > 1 else "")
-        + f"; make it a multiple of {data * parts}")
+        + f"; make it a multiple of {devices * parts}")
 
 
 def buckets(rollout: ml_collections.ConfigDict) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ Rows = Sequence[dict[str, Any]]
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Studies `config.student` and `config.teacher`, and what training does to the student."""
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   policies.check_rows("eval.batch x eval.samples", config.eval.batch * config.eval.samples, mesh)
   runs = plan(config)
   if runs:

@@ -42,7 +42,7 @@ def make(policy: policies.Policy, rollout: ml_collections.ConfigDict, sampling: 
     sampling: how tokens are drawn.
     rows: conversations at a time, one shape for all.
     group: responses to each, that of place i from i * group on.
-    mesh: rows are spread over its `data` axis.
+    mesh: rows are spread over its `replica` and `data` axes.
   """
   tokenizer = policy.tokenizer
   sample = policies.make_sampler(policy.model, tokenizer, rollout, sampling)

@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   Raises: ValueError for guarded data, for choices that do not go together, and if no row is left.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   policies.check_rows("rollout.prompts x rollout.group_size",
                       config.rollout.prompts * config.rollout.group_size, mesh)
   with contextlib.ExitStack() as stack:

@@ -53,7 +53,7 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
       self.
     field: the name of the number, and of the file WORKDIR/FIELDs.jsonl.
     source: rows with a `group`.
-    mesh: rows are spread over its `data` axis.
+    mesh: rows are spread over its `replica` and `data` axes.
   Raises: ValueError if the workdir has numbers of other weights or rows.
   """
   key = keys.at(keys.root(config.seed), "init")
@@ -101,7 +101,7 @@ def of(config: ml_collections.ConfigDict, section: ml_collections.ConfigDict, fi
 
 def batch_rows(length: int, config: ml_collections.ConfigDict, mesh: Mesh) -> int:
   """Rows at a time of a bucket: batch.tokens of them, as the mesh and the micro-batches divide."""
-  parts = mesh.shape["data"] * config.loss.micro_batches
+  parts = sharding.ways("batch", mesh) * config.loss.micro_batches
   return -(-loader.rows_in(length, config.batch.tokens) // parts) * parts
 
 

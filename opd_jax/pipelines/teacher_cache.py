@@ -61,7 +61,7 @@ def prepare(config: ml_collections.ConfigDict, asked: teachers.Asked, mesh: Mesh
   Args:
     config: of a run on the data's responses.
     asked: from `teachers.outline`.
-    mesh: rows are spread over its `data` axis.
+    mesh: rows are spread over its `replica` and `data` axes.
   Raises: ValueError if the folder holds a cache made from something else, with a smaller K, or one
     that cannot be read; if a row has no response, or its teacher does not exist; and for guarded
     data, since likely tokens tell a text.

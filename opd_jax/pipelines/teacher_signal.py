@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from opd_jax import keys, progress, sharding
-from opd_jax.evals import saved, teacher_signal
+from opd_jax.evals import paired, saved, teacher_signal
 from opd_jax.losses import masked
 from opd_jax.pipelines import evaluate, in_context
 from opd_jax.pipelines import policy as policies
@@ -33,29 +33,26 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   source = config.run or workdir
   if not config.run and not saved.names(workdir):
     evaluate.run(config, workdir)
-  groups = saved.read(source, config.evaluation or saved.names(source)[-1])
+  groups = saved.read(source, config.evaluation or saved.last(source))
   if len(groups[0].responses) < 2:
     raise ValueError(f"the evaluations of {source} have one response a prompt, and so no peers; "
                      "evaluate it with --config=configs/eval.py --config.eval.samples=8")
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  mesh = sharding.make_mesh(**config.mesh)
   with jax.set_mesh(mesh):
     policy = policies.load(config.student, config.model, keys.root(config.seed), mesh)
     in_context.check_lengths(config, policy)
     read = in_context.make(config.context, False, policy.model, policy.tokenizer.pad_id, mesh)
     scores = {name: score(config, policy, groups, name, read, mesh) for name in contexts.PEERS}
   results = teacher_signal.study(scores, np.array([group.rewards for group in groups]))
-  metrics = list(results["means"]["plain"])
-  cell = lambda found: "-" if found["mean"] is None else f"{found['mean']:.2f}"
   progress.table(f"{config.student.source} on {results['candidates']} responses to "
-                 f"{results['prompts']} prompts", ["", *(x.replace("_", " ") for x in metrics)],
-                 [[name.replace("_", " "), *(cell(found[metric]) for metric in metrics)]
-                  for name, found in results["means"].items()])
+                 f"{results['prompts']} prompts, [95% interval over prompts]",
+                 *paired.table(results["means"]))
   for metric, names in teacher_signal.best(results).items():
     progress.note(f"best by {metric}: {', '.join(names) or 'undefined'}")
   path = pathlib.Path(workdir, "teacher_signal.json")
   path.write_text(json.dumps(results, indent=1, allow_nan=False))
   teacher_signal.picture(results).savefig(path.with_suffix(".png"))
-  progress.note(f"the numbers, with 95% intervals over prompts, are in {path}; their picture is "
+  progress.note(f"the numbers, and differences from no context, are in {path}; their picture is "
                 "beside it")
 
 
@@ -73,7 +70,7 @@ def score(config: ml_collections.ConfigDict, policy: policies.Policy, groups: Gr
     groups: P prompts with G responses each.
     name: of contexts.PEERS.
     read: from `in_context.make`, of the policy.
-    mesh: rows are spread over its `data` axis.
+    mesh: rows are spread over its `replica` and `data` axes.
   """
   tokenizer, size = policy.tokenizer, len(groups[0].responses)
   settings = contexts.Settings(config.context.budget, name,

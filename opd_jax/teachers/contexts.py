@@ -124,7 +124,7 @@ def make(groups: Sequence[Group], settings: Settings, tokenizer: Tokenizer, key:
         pools = Pools(peers, again=pool(mine, draw=1), others=pool(strangers, draw=2))
         instead = CONTROLS[settings.control](context.shown, pools, near)
         context = write(group.messages, instead + _of("feedback", context.shown))
-      same = sum(rollout.words == own.words for rollout in mine) - 1
+      same = sum(rollout.tells(own) for other, rollout in enumerate(mine) if other != row)
       contexts.append(context._replace(same=same))
   return contexts
 
@@ -142,6 +142,10 @@ def shuffled(items: Sequence, seed: Sequence[int], *place: int) -> list:
 class _Rollout(NamedTuple):
   words: str  # as sampled, but for white space
   part: Part  # what its peers are shown
+
+  def tells(self, own: "_Rollout") -> bool:
+    """Whether another rollout would read its own text in this one, or in what is shown of it."""
+    return own.words in (self.words, " ".join(self.part.text.split()))
 
 
 def _rollouts(groups: Sequence[Group], settings: Settings,
@@ -167,7 +171,7 @@ def _pool(own: _Rollout, candidates: Sequence[_Rollout], seed: Sequence[int],
   """What a rollout's context may show of the candidates, in random order."""
   # All are shuffled, so that what one of them says does not move the others.
   return [rollout.part for rollout in shuffled(candidates, seed, *place, draw)
-          if rollout.words != own.words and rollout.part.text.strip()]
+          if not rollout.tells(own) and rollout.part.text.strip()]
 
 
 def _of(kind: str, parts: Sequence[Part]) -> list[Part]:
@@ -303,8 +307,8 @@ class Block(NamedTuple):
   prompt_mask: np.ndarray  # bool[n, S]
 
 
-def pack(contexts: Sequence[Context], rows: Sequence[int], buckets: Sequence[int], response: int,
-         tokens: int, pad_id: int, multiple: int = 1) -> list[Block]:
+def pack(contexts: Sequence[Context], rows: Sequence[int], buckets: Sequence[int],
+         size: Callable[[int], int], pad_id: int) -> list[Block]:
   """Contexts in blocks of like length, so that a long one pads but few others.
 
   Rows go from the longest to the shortest, and each block takes the bucket of its first row. A
@@ -316,19 +320,17 @@ def pack(contexts: Sequence[Context], rows: Sequence[int], buckets: Sequence[int
     contexts: N of them.
     rows: of [0, N), those to be scored: all, or those that gained something.
     buckets: the widths S.
-    response: T, columns that the scorer adds to each row.
-    tokens: padded tokens of a block, which may have n (S + T) of them; at least `multiple` rows.
+    size: n of a width, a multiple of the devices that rows are cut over.
     pad_id: what prompts are filled with.
-    multiple: of which n must be one, the devices of the mesh's `data` axis.
   Raises: ValueError if a row is longer than all buckets.
   """
   rows = sorted(rows, key=lambda i: -len(contexts[i].ids))
   blocks = []
   while rows:
     width = batches.bucket(len(contexts[rows[0]].ids), buckets)
-    size = block_rows(tokens, width, response, multiple)
-    here, rows = rows[:size], rows[size:]
-    fill = size - len(here)
+    n = size(width)
+    here, rows = rows[:n], rows[n:]
+    fill = n - len(here)
     ids = [contexts[i].ids for i in here + here[-1:] * fill]
     blocks.append(Block(np.array(here + [len(contexts)] * fill, np.int32),
                         *batches.pad(ids, width, pad_id, left=True)))
@@ -336,12 +338,24 @@ def pack(contexts: Sequence[Context], rows: Sequence[int], buckets: Sequence[int
 
 
 def block_rows(tokens: int, width: int, response: int, multiple: int) -> int:
-  """The rows n of a block whose contexts are padded to `width`; arguments as of `pack`."""
+  """The rows n of a block of at most `tokens` padded tokens.
+
+  Args:
+    tokens: of which it may have n (width + response); it has at least `multiple` rows anyway.
+    width: that its contexts are padded to.
+    response: columns that the scorer adds to each row.
+    multiple: of which n must be one, the devices that rows are cut over.
+  """
   return max(tokens // (multiple * (width + response)), 1) * multiple
 
 
-def packing(blocks: Sequence[Block], contexts: Sequence[Context]) -> dict[str, float]:
-  """Tokens of the prompts that a scorer computes, and those that are there."""
+def packing(blocks: Sequence[Block], contexts: Sequence[Context],
+            response: int) -> dict[str, float]:
+  """Columns that a scorer computes, `response` of each row among them, and those that are needed.
+
+  What is not needed are the columns that pad a context, and rows that only fill a block.
+  """
   real = [i for block in blocks for i in block.row.tolist() if i < len(contexts)]
-  return {"context/tokens_computed": float(sum(block.prompt.size for block in blocks)),
-          "context/tokens_needed": float(sum(len(contexts[i].ids) for i in real))}
+  return {"context/tokens_computed": float(sum(
+              block.prompt.size + response * len(block.row) for block in blocks)),
+          "context/tokens_needed": float(sum(len(contexts[i].ids) + response for i in real))}

@@ -142,6 +142,37 @@ class SignalTest(FamilyTest):
     self.assertGreater(np.abs(teacher - reference)[mask].mean(), 0.1)
 
 
+class PositionTest(FamilyTest):
+
+  @parameterized.product(surrogate=("score_function", "reverse_kl"), side=("prefix", "suffix"))
+  def test_a_part_of_each_response_is_all_that_is_learned(self, surrogate, side):
+    def gradient(learn, **loss):
+      method = self.build(tiny(loss=dict(surrogate=surrogate, **loss)))
+      scored = self.score(method, batch).replace(learn=learn)
+      step = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+      (total, _), grads = step(method.student.params, scored, method.constants(None))
+      return float(total), grads
+
+    def part(fraction):
+      return dict(weight="position", position=dict(fraction=fraction, side=side))
+
+    batch = ragged()
+    uniform, whole = gradient(batch.mask), gradient(batch.mask, **part(1.0))
+    self.assertEqual(whole[0], uniform[0])
+    jax.tree.map(np.testing.assert_array_equal, whole[1], uniform[1])
+    # ceil(0.3 n) of each row's n tokens; their sum is over the number of all tokens.
+    lengths = batch.mask.sum(axis=1, keepdims=True)
+    there, size = np.arange(12)[None], np.ceil(0.3 * lengths)
+    learn = there < size if side == "prefix" else (there >= lengths - size) & batch.mask
+    total, grads = gradient(batch.mask, **part(0.3))
+    alone, wanted = gradient(learn)
+    share = learn.sum() / batch.mask.sum()
+    np.testing.assert_allclose(total, share * alone, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, share * b, rtol=2e-4, atol=2e-6),
+                 grads, wanted)
+    self.assertNotAlmostEqual(total, uniform[0], places=3)
+
+
 class RoutingTest(FamilyTest):
 
   @parameterized.parameters("score_function", "jsd")
@@ -520,7 +551,7 @@ class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters("opd", "exopd", "exopd_multi_teacher", "exopd_reward_correction",
                             "iw_opd", "gkd", "grpo", "sft")
-  def test_every_form_is_valid_and_quick_runs(self, name):
+  def test_every_form_is_valid_and_some_quick_ones_run(self, name):
     for form in ("paper", "quick", ""):
       configs.validate(load(name, form))
       if name != "sft":
@@ -530,7 +561,7 @@ class ConfigTest(parameterized.TestCase):
                if name == "sft" else [paper.rollout.prompts * paper.rollout.group_size])
     for data in (8, 32):  # devices of a small pod, and the paper's
       for rows in batches:
-        policies.check_rows("rows", rows, SimpleNamespace(shape=dict(data=data)),
+        policies.check_rows("rows", rows, SimpleNamespace(shape=dict(replica=1, data=data)),
                             paper.loss.micro_batches)
     if name in ("exopd_multi_teacher", "sft"):  # the others' smoke forms run in configs_test
       config = load(name, "quick")

@@ -12,12 +12,13 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from opd_jax import config as configs
-from opd_jax import keys, preemption, sharding, train_state
+from opd_jax import keys, preemption, progress, sharding, train_state
 from opd_jax.data import chat
 from opd_jax.losses import masked
 from opd_jax.pipelines import critiques, judge, opcd, opd
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines.responder import Response
+from opd_jax.verifiers import Verdict
 
 RUBRIC = "{question}\n{answer}\n{critique}\nIs it useful?"
 
@@ -193,10 +194,82 @@ class KindsTest(parameterized.TestCase):
     self.assertNotIn("loss/total", found)
 
   def test_why_a_critique_cannot_be_used(self):
-    for response, problem in ((None, "too long to be asked for"), (Response("x", [4], False),
-                              "cut off"), (Response(" \n", [2], True), "empty"),
-                              (Response("x", [4, 2], True), "")):
-      self.assertEqual(critiques._problem(response), problem)
+    for response, said, problem in (
+        (None, "", "too long to be asked for"), (Response("x", [4], False), "x", "cut off"),
+        (Response(" \n", [2], True), " \n", "empty"), (Response("x", [4, 2], True), "x", ""),
+        (Response("<think>x", [4, 2], True), "", "empty")):
+      self.assertEqual(critiques._problem(response, said), problem)
+
+  def test_what_becomes_of_each_answer(self):
+    """Eight answers with fates of their own, by models that are functions."""
+    fates = ("kept", "tie", "no", "wrong", "thought", "long critique", "long refinement",
+             "long case")
+    rows = [dict(id=fate, messages=json.dumps(chat.question(fate)), answer=fate, prompt_ids=[])
+            for fate in fates]
+    which = lambda conversation: conversation[0]["content"].partition("\n")[0]
+
+    def speaker(texts):
+      def respond(params, conversations, key):
+        found = [texts.get(which(x), texts[""]) for x in conversations]
+        return [text and Response(text, [5], True) for text in found]
+      return respond
+
+    def judged(params, cases):
+      self.assertNotIn("<think>", "".join(case.answer + case.critique for case in cases))
+      return [{"tie": (-1.0, -1.0), "no": (-2.0, -1.0), "long case": None}.get(
+          case.messages[0]["content"], (-1.0, -2.0)) for case in cases]
+
+    itself = lambda params: params
+    cast = critiques.Cast(
+        speaker({"": "<think>hm</think>four"}),
+        speaker({"": "five", "long refinement": None}),
+        speaker({"": "Line 1.", "thought": "<think>so</think>", "long critique": None}),
+        itself, judged, itself)
+    config = tiny(filter="both", rubric="-", rollout=dict(prompts=8, group_size=1))
+    verify = lambda texts, answers: [Verdict(float(text == "five" and answer != "wrong"), "")
+                                     for text, answer in zip(texts, answers)]
+    with jax.set_mesh(sharding.make_mesh(1, 1)):
+      student = policies.load(config.student, config.model, keys.root(0), sharding.make_mesh(1, 1))
+    triples = critiques.gather(config, cast, rows, None, 0, None, student.tokenizer, verify,
+                               lambda: None)
+    self.assertEqual([x["prompt"] for x in triples], list(fates))
+    self.assertEqual([x["prompt"] for x in triples if x["kept"]], ["kept"])
+    self.assertEqual([x["problem"] for x in triples], [
+        "", "", "", "", "empty", "too long to be asked for", "too long to be refined",
+        "too long to be judged"])
+    self.assertEqual([x["rubric"] for x in triples], [True, False, False, True] + [False] * 4)
+    self.assertEqual(set(critiques.reasons(config, triples).split(", ")), {
+        "2 no by the judge", "1 refinement not right", "1 empty", "1 too long to be asked for",
+        "1 too long to be refined", "1 too long to be judged"})
+
+  def test_an_epoch_that_keeps_nothing_is_said_and_the_next_one_learns(self):
+    workdir, gather, notes = self.create_tempdir().full_path, critiques.gather, []
+
+    def first_all_wrong(config, cast, rows, params, epoch, *others):
+      found = gather(config, cast, rows, params, epoch, *others)
+      return [dict(x, kept=x["kept"] and epoch != 1) for x in found]
+
+    with mock.patch.object(critiques, "gather", first_all_wrong), \
+         mock.patch.object(progress, "note", notes.append):
+      run(tiny(total_steps=3, updates=1), workdir)
+    self.assertLen([x for x in notes if x.startswith("epoch 2: no critique stood the")], 1)
+    found = [line for line in lines(workdir) if "critique/all" in line]
+    self.assertEqual([line["critique/kept"] > 0 for line in found], [True, False, True])
+    # S_e grows, and is learned from in an epoch that adds nothing to it.
+    self.assertEqual(found[0]["critique/all"], found[1]["critique/all"])
+    self.assertGreater(found[2]["critique/all"], found[1]["critique/all"])
+    self.assertTrue(all(np.isfinite(line["loss/total"]) for line in found))
+
+  def test_over_some_of_the_vocabulary(self):
+    """With as many tokens as there are it is the whole; with fewer something else is learned."""
+    losses = {}
+    for top_k in (0, 320, 4):
+      workdir = self.create_tempdir().full_path
+      run(tiny(total_steps=1, updates=1, loss=dict(top_k=top_k)), workdir)
+      losses[top_k] = lines(workdir)[-1]["loss/total"]
+    np.testing.assert_allclose(losses[320], losses[0], rtol=1e-4)
+    self.assertGreater(losses[0], losses[4] * 1.0001)  # merging tokens can only lose divergence
+    self.assertGreater(losses[4], 0.0)
 
   @parameterized.parameters(("both", [True, False, False, False]),
                             ("outcome", [True, True, False, False]),
@@ -307,15 +380,30 @@ class JudgeTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     rubric = self.create_tempfile(content=RUBRIC)
     config = lambda **changes: tiny(filter="both", rubric=rubric.full_path, **changes)
-    opcd.begin_with(config(), workdir)
+    rows = [dict(id="1", messages="[]", answer="3", prompt_ids=[1])]
+    opcd.begin_with(config(), workdir, rows)
     (opcd.folder(workdir, 0)).mkdir()
     (opcd.folder(workdir, 0) / "answers.jsonl").write_text("{}\n")
-    opcd.begin_with(config(), workdir)
-    with self.assertRaisesRegex(ValueError, "the critic's weights changed since the rows"):
-      opcd.begin_with(config(critic=dict(source="tiny:student")), workdir)
+    opcd.begin_with(config(), workdir, rows)
+    for who in ("student", "critic"):
+      with self.assertRaisesRegex(ValueError, f"the {who}'s weights changed since the rows"):
+        opcd.begin_with(config(**{who: dict(source="random:tiny_weak")}), workdir, rows)
+    with self.assertRaisesRegex(ValueError, "the questions changed since the rows"):
+      opcd.begin_with(config(), workdir, [dict(rows[0], answer="4")])
     rubric.write_text(RUBRIC + " Really?")
     with self.assertRaisesRegex(ValueError, "the rubric's words changed since the rows"):
-      opcd.begin_with(config(), workdir)
+      opcd.begin_with(config(), workdir, rows)
+
+  def test_what_has_been_learned_from_must_still_be_there(self):
+    workdir = self.create_tempdir().full_path
+    path = opcd.folder(workdir, 0) / critiques.TRIPLES
+    path.parent.mkdir(parents=True)
+    path.write_text("{}\n")
+    self.assertLen(opcd.whole(workdir, 0, 1), 1)
+    with self.assertRaisesRegex(ValueError, "has 1 of the 8 triples that were learned from"):
+      opcd.whole(workdir, 0, 8)
+    with self.assertRaisesRegex(ValueError, "has 0 of the 8 triples"):
+      opcd.whole(workdir, 1, 8)
 
   def test_a_rubric_without_a_placeholder_is_refused(self):
     path = self.create_tempfile(content="{question} {answer}?").full_path

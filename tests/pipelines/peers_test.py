@@ -179,7 +179,7 @@ class CheckTest(parameterized.TestCase):
       peers.run(config, self.create_tempdir().full_path)
 
 
-class RunTest(absltest.TestCase):
+class RunTest(parameterized.TestCase):
 
   def test_the_defaults_go_together(self):
     peers.check(configs.peers(loss=JSD))
@@ -202,9 +202,29 @@ class RunTest(absltest.TestCase):
     self.assertGreater(last["context/parts"], 0.0)
     self.assertEqual(last["teacher/dropped_tokens"], 0.0)  # of no loss, but not dropped
 
-  def test_resumed_it_chooses_the_same_peers_and_has_the_same_average(self):
+  def test_a_larger_teacher_may_wait_on_the_host(self):
+    def run(memory):
+      workdir = self.create_tempdir().full_path
+      peers.run(tiny(
+          total_steps=1, teacher=dict(source="tiny:teacher"), teacher_params="frozen",
+          teacher_memory=memory, ema=dict(rate=0.0), reference=dict(source="tiny:weak"),
+          loss=dict(signal="opd", surrogate="score_function", top_k=0, reference_kl=0.1),
+          export=False), workdir)
+      lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+      return {name: x for line in map(json.loads, lines) for name, x in line.items()
+              if not name.startswith(("time/", "compile/"))}
+
+    found = run("host")
+    self.assertEqual(found, run("device"))
+    self.assertIn("loss/total", found)
+
+  @parameterized.parameters("ema", "trust_region")
+  def test_resumed_it_chooses_the_same_peers_and_has_the_same_teacher(self, kind):
+    config = tiny(total_steps=4, checkpoint=dict(every=1), teacher_params=kind, trust=0.25,
+                  ema=dict(rate=0.05 if kind == "ema" else 0.0))
+
     def run(workdir):
-      peers.run(tiny(total_steps=4, checkpoint=dict(every=1)), workdir)
+      peers.run(config, workdir)
       lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
       kept = [{name: value for name, value in json.loads(line).items()
                if not name.startswith(("time/", "compile/"))} for line in lines]
@@ -214,7 +234,7 @@ class RunTest(absltest.TestCase):
     broken = self.create_tempdir().full_path
     two_done = lambda: os.path.exists(f"{broken}/checkpoints/2")
     with mock.patch.object(preemption, "guard", lambda: contextlib.nullcontext(two_done)):
-      peers.run(tiny(total_steps=4, checkpoint=dict(every=1)), broken)
+      peers.run(config, broken)
     self.assertFalse(os.path.exists(f"{broken}/export"))
     found, again = run(broken)
     self.assertEqual(found, want)

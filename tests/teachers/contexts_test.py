@@ -12,9 +12,11 @@ import pytest
 from scipy import stats
 
 import opd_jax
+from opd_jax import config as configs
 from opd_jax import keys
 from opd_jax.data import chat
 from opd_jax.data import tokenizer as tokenizers
+from opd_jax.pipelines import in_context
 from opd_jax.rollouts import batch as batches
 from opd_jax.teachers import contexts
 from opd_jax.teachers.contexts import Group, Settings
@@ -483,6 +485,16 @@ class AnyGroupTest(parameterized.TestCase):
           self.assertEqual(part.text, groups[part.group].texts[part.row])
     self.assertGreater(seen, 0)
 
+  def test_nor_what_a_thought_or_a_summary_leaves_of_another(self):
+    told = group(["4", "<think>2+2</think>4", "It is 4."], [])
+    shown = [[part.row for part in context.shown] for context in make(
+        [told], peers="all_successes", remove_thinking=True)]
+    self.assertEqual([sorted(rows) for rows in shown], [[2], [0, 2], [0, 1]])
+    found = make([told], peers="all_successes", summarize=lambda texts: [
+        "4" if text == "It is 4." else f"{text}!" for text in texts])
+    self.assertEqual([part.row for part in found[0].shown], [1])
+    self.assertEqual([context.same for context in found], [1, 0, 0])
+
   @parameterized.parameters(*SHOWN)
   def test_every_peer_stands_under_its_verdict_and_as_many_as_there_are(self, peers, feedback):
     successes, failures = contexts.PEERS[peers]
@@ -669,9 +681,10 @@ class PackTest(parameterized.TestCase):
     self.contexts = make(self.groups)
     self.buckets = (64, 128, 192, 256, 400)
 
-  def pack(self, rows, **changes):
+  def pack(self, rows, multiple=1, **changes):
+    size = lambda width: contexts.block_rows(1000, width, 32, multiple)
     return contexts.pack(self.contexts, rows, **{
-        **dict(buckets=self.buckets, response=32, tokens=1000, pad_id=BYTES.pad_id), **changes})
+        **dict(buckets=self.buckets, size=size, pad_id=BYTES.pad_id), **changes})
 
   @parameterized.parameters(1, 4)
   def test_every_row_is_in_one_place_left_padded(self, multiple):
@@ -694,17 +707,36 @@ class PackTest(parameterized.TestCase):
   def test_tokens_computed_are_fewer_than_when_all_are_as_wide_as_the_widest(self):
     rows = range(len(self.contexts))
     blocks = self.pack(rows)
-    found = contexts.packing(blocks, self.contexts)
+    found = contexts.packing(blocks, self.contexts, 32)
     lengths = [len(self.contexts[row].ids) for row in rows]
-    self.assertEqual(found["context/tokens_needed"], sum(lengths))
-    self.assertEqual(found["context/tokens_computed"], sum(b.prompt_mask.size for b in blocks))
+    self.assertEqual(found["context/tokens_needed"], sum(lengths) + 32 * len(rows))
+    self.assertEqual(found["context/tokens_computed"],
+                     sum(b.prompt_mask.size + 32 * len(b.row) for b in blocks))
     self.assertLess(found["context/tokens_computed"],
-                    len(rows) * batches.bucket(max(lengths), self.buckets))
-    self.assertGreaterEqual(found["context/tokens_computed"], sum(lengths))
+                    len(rows) * (batches.bucket(max(lengths), self.buckets) + 32))
+    self.assertGreaterEqual(found["context/tokens_computed"], found["context/tokens_needed"])
+
+  def test_where_nobody_says_how_much_buckets_save_what_the_longest_would_cost(self):
+    rows, longest = len(self.contexts), max(len(context.ids) for context in self.contexts)
+    section = lambda buckets: configs.peers(context=dict(budget=longest, buckets=buckets)).context
+
+    def computed(section):
+      blocks = self.pack(range(rows), buckets=in_context.widths(section),
+                         size=in_context.at_a_time(section, rows, 32, 2))
+      self.assertLen({block.prompt.shape for block in blocks},
+                     len({block.prompt.shape[1] for block in blocks}))
+      return contexts.packing(blocks, self.contexts, 32)["context/tokens_computed"]
+
+    self.assertEqual(computed(section(())), rows * (longest + 32))
+    # Two blocks as wide as the longest, one of 192, one of 128, with two rows that only fill.
+    self.assertEqual(computed(section((64, 128, 160, 192))),
+                     8 * (2 * longest + 192 + 128 + 4 * 32))
+    self.assertEqual(in_context.at_a_time(
+        configs.peers(context=dict(tokens=1000)).context, rows, 32, 2)(160), 4)
 
   def test_nothing_to_score_is_no_block(self):
     self.assertEmpty(self.pack([]))
-    self.assertEqual(set(contexts.packing([], self.contexts).values()), {0.0})
+    self.assertEqual(set(contexts.packing([], self.contexts, 32).values()), {0.0})
 
   def test_a_row_longer_than_all_buckets_is_named(self):
     with self.assertRaisesRegex(ValueError, "longer than the largest bucket, 64"):
