@@ -5,7 +5,7 @@ runs it. A CPU's model is none of them: it changes the last bits, as a seed does
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import hashlib
 import json
@@ -21,12 +21,13 @@ from opd_jax.models.source import TINY
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 # Modules from which no number of a run comes: what a person sees of it, when it was asked to stop,
-# what is made of its numbers later, and lists of everything there is, which grow with things that
-# it does not use. The config is hashed as it is, complete; of data builders and verifiers the one
-# that it names.
-APART = ("opd_jax", "opd_jax.config", "opd_jax.pipelines", "opd_jax.data.builders",
-         "opd_jax.verifiers", "opd_jax.progress", "opd_jax.writer", "opd_jax.compilations",
-         "opd_jax.preemption", "opd_jax.claims.identity", "opd_jax.claims.statistics")
+# what is made of its numbers later. The config is hashed as it is, complete.
+APART = ("opd_jax", "opd_jax.config", "opd_jax.pipelines", "opd_jax.progress", "opd_jax.writer",
+         "opd_jax.compilations", "opd_jax.preemption", "opd_jax.claims.identity",
+         "opd_jax.claims.statistics")
+# Their functions and classes count, but not their lists of everything there is, which grow with
+# things that a run does not use: of those, the one that the config names.
+LISTING = ("opd_jax.data.builders", "opd_jax.verifiers")
 # What reads a run's numbers from its files.
 READER = "opd_jax.claims.measured"
 # Keys of a config that change nothing that is learned or measured.
@@ -61,16 +62,23 @@ def code(*modules: str) -> str:
   an hour of measurements, a changed number does. By imports and not by folder, so that neither
   does a file that has no part in them.
   """
+  return digest(*(f"{name}\n{tree}" for name, tree in sorted(_trees(modules).items())))
+
+
+def _trees(modules: Sequence[str]) -> dict[str, str]:
+  """Modules and all of opd_jax that they import: name -> what of it counts."""
   todo, trees = list(modules), {}
   while todo:
     name = todo.pop()
     if name in trees or name in APART or not name.startswith("opd_jax"):
       continue
     if path := _file(name):
-      tree = ast.parse(path.read_text())
-      trees[name] = ast.dump(_undocumented(tree))
+      tree = _undocumented(ast.parse(path.read_text()))
+      if name in LISTING:
+        tree.body = [x for x in tree.body if isinstance(x, (ast.ClassDef, ast.FunctionDef))]
+      trees[name] = json.dumps(_plain(tree))
       todo += _imported(tree)
-  return digest(*(f"{name}\n{trees[name]}" for name in sorted(trees)))
+  return trees
 
 
 def _file(name: str) -> pathlib.Path | None:
@@ -95,7 +103,20 @@ def _undocumented(tree: ast.Module) -> ast.Module:
       first = node.body[0]
       if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
         node.body = node.body[1:]
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 ends some with an empty text
+      node.values = [x for x in node.values if not isinstance(x, ast.Constant) or x.value]
   return tree
+
+
+def _plain(node: Any) -> Any:
+  """A syntax tree as lists and texts, without empty fields: the same of every Python.
+
+  ast.dump is not: fields come with a version, and whether empty ones are shown.
+  """
+  if isinstance(node, ast.AST):
+    return [type(node).__name__, *([name, _plain(value)] for name, value in ast.iter_fields(node)
+                                   if value is not None and value != [])]
+  return [_plain(x) for x in node] if isinstance(node, list) else repr(node)
 
 
 def settings(config: ml_collections.ConfigDict) -> str:

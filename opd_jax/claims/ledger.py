@@ -22,6 +22,9 @@ from opd_jax.data.builders import rows
 
 Result = dict[str, Any]
 
+# What a run says of itself, and not of what it has measured.
+ASIDE = ("identity", "commit", "again", "date", "machine", "wall_s", "config")
+
 
 class Cell(NamedTuple):
   """One run. Its name is that of its JSON, and of its folder in the workdir."""
@@ -71,7 +74,7 @@ class Ledger:
     if not found or cell.waits or not (now := self._identity(cell)):
       return None
     if found["identity"] != now:
-      if not self._harmless.get(_since(cell, found, now)):
+      if "diverged" in found or not self._harmless.get(_since(cell, found, now)):
         return None
       self._write(cell, {**found, "identity": now, "config": json.loads(cell.config.to_json()),
                          "again": self._commit})
@@ -80,6 +83,17 @@ class Ledger:
   def is_stale(self, cell: Cell) -> bool:
     """Whether there is a result of a cell that no longer holds, or not yet."""
     return cell.name in self._found and not self.current(cell)
+
+  def question(self, cell: Cell) -> str:
+    """What a cell that runs again will answer for others: whether what has changed does harm.
+
+    "" of one that is not stale, of one that has diverged, and where the answer is known.
+    """
+    found = self._found.get(cell.name)
+    if not found or "diverged" in found or cell.waits or not (now := self._identity(cell)):
+      return ""
+    since = _since(cell, found, now)
+    return "" if found["identity"] == now or since in self._harmless else since
 
   def has_left(self, stage: str) -> bool:
     """Whether a stage's result holds, and what it leaves for others is in the workdir."""
@@ -110,7 +124,7 @@ class Ledger:
     model = pathlib.Path(self.folder(cell), measured.EXPORT)
     if cell.stage and model.is_dir():
       shutil.copytree(model, self._folder / cell.name, dirs_exist_ok=True)
-    if before:
+    if before and "diverged" not in before:
       since = _since(cell, before, now)
       self._harmless[since] = (self._harmless.get(since, True)
                                and _repeats(before, self._found[cell.name]))
@@ -146,9 +160,10 @@ class Ledger:
 
 
 def _repeats(before: Result, after: Result) -> bool:
-  """Whether a result says all that an earlier one did; of a run that diverged nothing is known."""
-  return bool(before["metrics"]) and all(
-      before.get(name, {}).items() <= after.get(name, {}).items() for name in ("metrics", "curves"))
+  """Whether a result says all that an earlier one did; later code may measure more."""
+  return all(value.items() <= after.get(name, {}).items() if isinstance(value, dict)
+             else after.get(name) == value
+             for name, value in before.items() if name not in ASIDE)
 
 
 def _since(cell: Cell, found: Result, now: Mapping[str, Any]) -> str:
@@ -163,7 +178,7 @@ def _since(cell: Cell, found: Result, now: Mapping[str, Any]) -> str:
   own = cell.name * any(before[path] != after[path] for path in before.keys() & after.keys())
   rest = [{name: value for name, value in rests.items() if name != "config"}
           for rests in (found["identity"], now)]
-  return json.dumps([cell.who, *rest, unknown, own], sort_keys=True)
+  return json.dumps([cell.stage, cell.who, *rest, unknown, own], sort_keys=True)
 
 
 def changed(config: ml_collections.ConfigDict, values: Mapping[str, Any]

@@ -112,8 +112,8 @@ def upcoming(config: ml_collections.ConfigDict, ledger: Ledger, begun: set[str],
              busy: list[Cell]) -> Cell | None:
   """The first open cell whose stages are there, leaving out those already begun.
 
-  A stage that still holds runs again if what it left is gone and an open cell starts from it. Of a
-  method's stale cells one runs at a time, `busy` until it shows whether the others hold.
+  A stage that still holds runs again if what it left is gone and an open cell starts from it. A
+  stale cell waits while one that is `busy` will show whether it holds.
   """
   cells = plan(config, ledger)
   wanted = {cell.name for cell in cells if not ledger.current(cell)}
@@ -121,10 +121,10 @@ def upcoming(config: ml_collections.ConfigDict, ledger: Ledger, begun: set[str],
     if cell.name in wanted:
       wanted |= {ledger.stages[name].name for name in identity.asks(cell.config)
                  if not ledger.has_left(name)}
-  trying = {cell.who for cell in busy if ledger.is_stale(cell)}
+  asked = {ledger.question(cell) for cell in busy} - {""}
   for cell in cells:
     if (cell.name in wanted and cell.name not in begun and not cell.waits
-        and not (cell.who in trying and ledger.is_stale(cell))
+        and ledger.question(cell) not in asked
         and all(map(ledger.has_left, identity.asks(cell.config)))):
       return cell
   return None

@@ -19,6 +19,17 @@ FILES = {
 }
 
 
+# What ast.dump shows differently in one Python and another, and what is new in one.
+FORMS = '''
+def f(x, /, *rest, y=None, **others) -> str:
+  """Doc."""
+  return f"{x!r:>{y}} and {x}" "more" if x else None
+
+class Empty:
+  """Doc."""
+'''
+
+
 class CodeTest(parameterized.TestCase):
 
   def code(self, **changes):
@@ -45,16 +56,24 @@ class CodeTest(parameterized.TestCase):
   def test_what_may_change_a_number_does(self, **changes):
     self.assertNotEqual(self.code(**changes), self.code())
 
+  def test_it_is_the_same_of_every_python(self):
+    with mock.patch.dict(FILES, {"pipelines/run.py": FORMS}):
+      self.assertEqual(self.code(), "92cb065838e45ebc")  # of 3.11, 3.12 and 3.13
+
+  def test_of_a_list_of_all_there_is_the_functions_count(self):
+    def code(names, makes):
+      with mock.patch.dict(FILES, {
+          "pipelines/run.py": "from opd_jax import verifiers\n",
+          "verifiers/__init__.py": f"from opd_jax.verifiers import {names}\nALL = ({names},)\n"
+                                   f"def make(x):\n  return {makes}\n"}):
+        return self.code()
+    self.assertEqual(code("a, b", "x"), code("a", "x"))
+    self.assertNotEqual(code("a", "-x"), code("a", "x"))
+
   def test_a_pipeline_rests_on_the_rooms_below_it_and_not_on_the_runner_of_claims(self):
-    todo, seen = ["opd_jax.pipelines.opd"], set()
-    while todo:
-      name = todo.pop()
-      if name not in seen and name not in identity.APART and (path := identity._file(name)):
-        seen.add(name)
-        todo += [x for x in identity._imported(identity.ast.parse(path.read_text()))
-                 if x.startswith("opd_jax")]
+    seen = identity._trees(["opd_jax.pipelines.opd"])
     self.assertContainsSubset({"opd_jax.losses.signals", "opd_jax.rollouts.slots",
-                               "opd_jax.models.layers"}, seen)
+                               "opd_jax.models.layers", "opd_jax.data.builders"}, seen)
     self.assertNoCommonElements({"opd_jax.pipelines.claims", "opd_jax.evals.context_use",
                                  "opd_jax.verifiers.exact_match",
                                  "opd_jax.pipelines.offline"}, seen)

@@ -17,7 +17,7 @@ import jax
 
 from opd_jax import config as configs
 from opd_jax import progress
-from opd_jax.claims import crew, identity, measured
+from opd_jax.claims import crew, identity, ledger, measured
 from opd_jax.pipelines import claims
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -223,6 +223,7 @@ class SittingTest(parameterized.TestCase):
     path.write_text(json.dumps(cell))
     before = cells(workdir)
     with mock.patch.object(identity, "code", lambda *modules: "other code"):
+      config.workers = 2
       config.methods.three.eval.temperature = 0.9  # and here it is not the code alone
       names, _ = run(config, workdir)
       after = cells(workdir)
@@ -234,6 +235,50 @@ class SittingTest(parameterized.TestCase):
       self.assertEqual("again" in cell, name in ("methods/one-s1", "methods/one-s2"))
       if name.startswith("methods/one"):
         self.assertEqual(cell["metrics"], before[name]["metrics"])
+
+  @parameterized.parameters("metrics", "curve", "student_tokens")
+  def test_a_cell_that_repeats_a_part_of_its_numbers_shows_nothing(self, name):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    book = ledger.Ledger({}, folder, folder, dict(device="cpu", jax="0"))
+    cell = ledger.Cell("methods/one-s0", "one", asking())
+    numbers = dict(metrics={"eval/length": 8.0}, curve=[[0, 0.5]], student_tokens=7, left="",
+                   wall_s=3.0)
+    other = ledger.Cell("methods/one-s1", "one", asking(seed=1), seed=1)
+
+    def run_again(code, **changes):
+      with mock.patch.object(identity, "code", lambda *modules: code):
+        book._identities.clear()
+        stale = book.is_stale(other)
+        self.assertEqual(bool(book.question(cell)), stale)
+        book.add(cell, numbers | changes)
+        return stale, book.current(other) is not None
+
+    with mock.patch.object(identity, "code", lambda *modules: "first"):
+      for each in (cell, other):
+        book.add(each, numbers)
+    self.assertEqual(run_again("second", wall_s=4.0), (True, True))
+    more = {"metrics": {"eval/length": 8.0, "eval/new": 1.0}}
+    self.assertEqual(run_again("third", **more), (True, True))
+    changed = {"metrics": {"eval/length": 9.0, "eval/new": 1.0}, "curve": [[0, 0.6]],
+               "student_tokens": 8}
+    self.assertEqual(run_again("fourth", **more | {name: changed[name]}), (True, False))
+
+  def test_a_run_that_diverged_neither_shows_that_others_hold_nor_is_kept(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    book = ledger.Ledger({}, folder, folder, dict(device="cpu", jax="0"))
+    cells = [ledger.Cell(f"methods/one-s{seed}", "one", asking(seed=seed), seed=seed)
+             for seed in range(3)]
+    good = dict(metrics={"eval/length": 8.0}, left="")
+    bad = dict(diverged="loss is nan", metrics={}, left="")
+    for cell, result in zip(cells, (good, bad, bad)):
+      book.add(cell, result)
+    with mock.patch.object(identity, "code", lambda *modules: "other"):
+      book._identities.clear()
+      self.assertEqual(book.question(cells[1]), "")
+      book.add(cells[1], bad)
+      self.assertIsNone(book.current(cells[0]))
+      book.add(cells[0], good)
+      self.assertIsNone(book.current(cells[2]))
 
   def test_a_new_setting_is_harmless_only_for_cells_that_have_the_same_of_it(self):
     workdir = self.create_tempdir().full_path
