@@ -1,9 +1,10 @@
 """The cells of a claims config: what has been measured, and whether it still holds.
 
 Hours of measurements do not end with a change of code that changes no number: the first of a
-method's cells to run again shows whether it does. If its numbers are what they were, to the last
-bit, the method's others hold as well. A setting is changed for the numbers' sake, so that one of
-another value always runs again.
+method's cells to run again shows whether it does. If its numbers are what they were, but for
+rounding, the method's others hold as well. A setting is changed for the numbers' sake, so that one
+of another value always runs again. A model that is kept is what it is, whatever code made it: its
+stage runs again for another setting, or another model to start from, and for nothing else.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from opd_jax.data.builders import rows
 
 Result = dict[str, Any]
 
+# Numbers that differ by less, relative to 1 + |x|, are equal: another machine rounds otherwise. Far
+# below what one other response of a cell's hundreds would change; tokens are counted exactly.
+ROUNDING = 1e-4
 # What a run says of itself, and not of what it has measured.
 ASIDE = ("identity", "commit", "again", "date", "machine", "wall_s", "config")
 
@@ -73,12 +77,17 @@ class Ledger:
     found = self._found.get(cell.name)
     if not found or cell.waits or not (now := self._identity(cell)):
       return None
-    if found["identity"] != now:
+    if found["identity"] != now and not self._is_kept(cell, found, now):
       if "diverged" in found or not self._harmless.get(_since(cell, found, now)):
         return None
       self._write(cell, {**found, "identity": now, "config": json.loads(cell.config.to_json()),
                          "again": self._commit})
     return self._found[cell.name]
+
+  def _is_kept(self, cell: Cell, found: Result, now: Mapping[str, Any]) -> bool:
+    """Whether a stage's model is kept, of these settings and of these models to start from."""
+    return ((self._folder / cell.name).is_dir() and found["identity"]["models"] == now["models"]
+            and not _otherwise_set(cell, found)[1])
 
   def is_stale(self, cell: Cell) -> bool:
     """Whether there is a result of a cell that no longer holds, or not yet."""
@@ -159,11 +168,15 @@ class Ledger:
     return self._identities[key]
 
 
-def _repeats(before: Result, after: Result) -> bool:
-  """Whether a result says all that an earlier one did; later code may measure more."""
-  return all(value.items() <= after.get(name, {}).items() if isinstance(value, dict)
-             else after.get(name) == value
-             for name, value in before.items() if name not in ASIDE)
+def _repeats(before: Any, after: Any) -> bool:
+  """Whether numbers say all that earlier ones did; later code may measure more."""
+  if isinstance(before, dict):
+    return all(_repeats(before[name], after.get(name)) for name in before.keys() - set(ASIDE))
+  if isinstance(before, list):
+    return len(before) == len(after) and all(map(_repeats, before, after))
+  if isinstance(before, float) and after is not None:
+    return abs(after - before) <= ROUNDING * (1 + abs(before))
+  return before == after
 
 
 def _since(cell: Cell, found: Result, now: Mapping[str, Any]) -> str:
@@ -172,13 +185,18 @@ def _since(cell: Cell, found: Result, now: Mapping[str, Any]) -> str:
   Settings that only the earlier or the later code knows are the code's; one of another value is
   the cell's own, of which no other says anything.
   """
+  unknown, own = _otherwise_set(cell, found)
+  rest = [{name: value for name, value in rests.items() if name != "config"}
+          for rests in (found["identity"], now)]
+  return json.dumps([cell.stage, cell.who, *rest, unknown, own and cell.name], sort_keys=True)
+
+
+def _otherwise_set(cell: Cell, found: Result) -> tuple[dict[str, Any], bool]:
+  """Settings that only the earlier or the later code knows; whether another has another value."""
   before, after = (identity.counting(config) for config in (
       ml_collections.ConfigDict(found["config"]), cell.config))
   unknown = {path: (before | after)[path] for path in before.keys() ^ after.keys()}
-  own = cell.name * any(before[path] != after[path] for path in before.keys() & after.keys())
-  rest = [{name: value for name, value in rests.items() if name != "config"}
-          for rests in (found["identity"], now)]
-  return json.dumps([cell.stage, cell.who, *rest, unknown, own], sort_keys=True)
+  return unknown, any(before[path] != after[path] for path in before.keys() & after.keys())
 
 
 def changed(config: ml_collections.ConfigDict, values: Mapping[str, Any]

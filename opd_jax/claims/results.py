@@ -20,14 +20,16 @@ claimed direction, and is **smaller than claimed** if it ends below the effect t
 that diverged counts, and with what it started from; if that was not measured there is no verdict.
 There is no verdict if what is compared with **ends below its start**: leaving the model alone would
 beat it too. Verdicts are provisional while cells are open, and where a side was tuned to the edge
-of the grid, beyond which it may be better."""
+of the grid, beyond which it may be better; not so at the lowest value, if it ends there no higher
+than it began, as with less it would end ever closer to where it began."""
 EXPERTS = f"""\
 Every expert is beaten (**reproduced**) if each domain's interval lies above 0. It is **reversed**
 if some domain's lies below 0, and **not seen** if some domain's ends below the effect, both at 0.05
 over the number of domains, as each is a chance to find one; else **inconclusive**. These intervals
 hold the student's seeds and, in quadrature, the binomial error of the expert's own evaluation. An
 expert counts if its training has gained {points(contrasts.EXPERT_LEAD)} points on its domain, of
-which no interval is taken."""
+which no interval is taken: on all prompts of that domain which were asked before and after it. "On
+these prompts" is what it has gained on those that the student is asked as well, of all domains."""
 TEACHERS = f"""\
 Strong to weak: there is no verdict if the teacher's training has gained less than
 {points(contrasts.TEACHER_GAIN)} points on the task (**no gain of the teacher**)."""
@@ -95,7 +97,7 @@ def provenance(config: ml_collections.ConfigDict, found: Measured) -> str:
           f"and what it rests on: {every(cell['date'] for cell in found.cells)}; "
           f"{machine('cores')} cores of {machine('cpu')}, {machine('device')}, jax "
           f"{machine('jax')}; commit {every(cell['commit'] for cell in found.cells)}"
-          f"{f', with which {every(again)} agrees to the last bit' * bool(again)}. The cells' "
+          f"{f', with which {every(again)} agrees but for rounding' * bool(again)}. The cells' "
           f"own wall times are {minutes:.0f} minutes in all, {machine('workers')} side by side: "
           f"{here:.0f} minutes.")
 
@@ -123,14 +125,17 @@ def experts_table(config: ml_collections.ConfigDict, found: Measured,
                                config.seeds[claim.a]).values
     other = found.stages[claim.experts[domain]]
     value, error = contrasts.metric(other, f"domain/{domain}"), contrasts.error_of(other, domain)
-    rows.append([domain, points(contrasts.metric(found.stages[claim.base], f"domain/{domain}")),
+    base, expert = (contrasts.metric(found.stages[stage], f"domain/{domain}") for stage in (
+        claim.base, (claim.counting or claim.experts)[domain]))
+    rows.append([domain, points(base),
                  f"{points(lead, sign=True)}: {'yes' if domain in real else '**no**'}",
+                 points(expert - base, sign=True),
                  f"`{claim.experts[domain]}`", f"{points(value)} -+ {points(error)}",
                  within(statistics.interval(list(student.values())), points),
                  within(statistics.lead(student, value, error), points, sign=True)])
   return table(("domain", f"`{claim.base}`",
-                f"its expert beats that by {points(contrasts.EXPERT_LEAD)}?", "to be beaten",
-                "standard error", f"`{claim.a}`, 95%", "difference, 95%"), rows)
+                f"its expert beats that by {points(contrasts.EXPERT_LEAD)}?", "on these prompts",
+                "to be beaten", "standard error", f"`{claim.a}`, 95%", "difference, 95%"), rows)
 
 
 def sweep_table(config: ml_collections.ConfigDict, found: Measured,

@@ -4,7 +4,8 @@
 
 Each cell leaves a small JSON, kept under version control, and is not run again while what it rests
 on (`identity`) is what it was, or has changed in a way that changes no number: one cell of the
-method runs to show it. So a sitting may end at any time, and the next one goes on.
+method runs to show it. A model to start from is kept, and a given until its settings change. So a
+sitting may end at any time, and the next one goes on.
 """
 
 from collections.abc import Callable

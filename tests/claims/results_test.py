@@ -187,9 +187,9 @@ class RenderTest(absltest.TestCase):
     # and 8 samples: sqrt(0.24 / 800) = 0.0173, sqrt(0.21 / 800) = 0.0162.
     self.assertEqual(row(text, "beats every")[4:], [
         "sort +10.0 [+6.6, +13.4]; count +5.0 [-7.8, +17.8]", "3", "**inconclusive**"])
-    self.assertEqual(row(text, "sort")[:5],
-                     ["sort", "30.0", "+30.0: yes", "`sorter`", "60.0 -+ 1.7"])
-    self.assertEqual(row(text, "sort")[6], "+10.0 [+6.6, +13.4]")
+    self.assertEqual(row(text, "sort")[:6],
+                     ["sort", "30.0", "+30.0: yes", "+30.0", "`sorter`", "60.0 -+ 1.7"])
+    self.assertEqual(row(text, "sort")[7], "+10.0 [+6.6, +13.4]")
     self.assertIn("one set of teachers or experts, and one set of held-out\nprompts", text)
     # Its training may have asked more of its domain's prompts than there are where all are asked.
     trained = lambda gain, **domains: dict(cell("x", 0.5), config=dict(
@@ -203,7 +203,8 @@ class RenderTest(absltest.TestCase):
               student=dict(source="stage:base"), eval=dict(prompts=200, samples=8))),
           counter=cell("counter", 0.5, 0.3, 0.7, config=dict(
               student=dict(source="stage:maker"), eval=dict(prompts=200, samples=8))))
-      self.assertEqual(row(results.render(make(), measured(stages=stages), []), "count")[2], lead)
+      self.assertEqual(row(results.render(make(), measured(stages=stages), []), "count")[2:4],
+                       [lead, "+40.0"])
     weak = measured(stages=measured().stages | dict(counter=cell("counter", 0.5, 0.3, 0.4)))
     text = results.render(make(), weak, [])
     self.assertEqual(row(text, "count")[2], "+10.0: **no**")
@@ -217,7 +218,7 @@ class RenderTest(absltest.TestCase):
             experts=dict(sort="sorter", count="less")))))
     text = results.render(made, measured(
         stages=measured().stages | dict(less=cell("less", 0.5, 0.3, 0.35))), [])
-    self.assertEqual(row(text, "count")[2:5], ["+40.0: yes", "`less`", "35.0 -+ 1.7"])
+    self.assertEqual(row(text, "count")[2:6], ["+40.0: yes", "+40.0", "`less`", "35.0 -+ 1.7"])
     self.assertIn("count +40.0 [", row(text, "beats every")[4])
     self.assertEndsWith(row(text, "beats every")[2], "what is made of the expert of each domain, "
                         "there (points)")
@@ -274,6 +275,15 @@ class RenderTest(absltest.TestCase):
     # What follows another's rate was not tuned.
     self.assertEqual(row(text, "half is all")[-1],
                      "not seen (provisional: `new` tuned to the edge of the grid)")
+
+  def test_the_lowest_value_is_no_edge_where_it_ends_no_higher_than_it_began(self):
+    config, stages = make(), measured().stages
+    config.methods.old.student.source = "stage:base"
+    for start, lowest, word in ((0.40, 1e-4, "provisional"), (0.41, 1e-4, "**reproduced**"),
+                                (0.41, 1e-1, "provisional")):  # old: 0.40 to 0.42
+      found = measured(stages=stages | dict(base=cell("base", start, 0.3, 0.3)),
+                       values=dict(new=1e-2, old=lowest, half=1e-2))
+      self.assertIn(word, row(results.render(config, found, []), "new")[-1])
 
   def test_to_beat_what_ends_below_its_start_is_nothing(self):
     config = make()
