@@ -8,8 +8,9 @@ between 0 and 1 interpolates. Reward correction names the teacher before its own
 --config.reference.source=hf:DIR.
 
 Forms: full (the default), quick and smoke as configs/opd.py; paper, the setting of "Learning
-beyond Teacher: Generalized On-Policy Distillation with Reward Extrapolation" (METHODS 2): that of
-configs/opd.py:paper, with lam = 1.25.
+beyond Teacher: Generalized On-Policy Distillation with Reward Extrapolation" (METHODS 2): lam =
+1.25, Qwen3-4B towards an expert of its own size, 1024 prompts with one response each of up to 16384
+tokens, 3 epochs, a constant 1e-5; files and micro-batches as in configs/opd.py:paper.
 """
 
 from opd_jax import config as configs

@@ -7,10 +7,11 @@ Every prompt names the teacher of its domain, here its task (data/builders/domai
 from that one alone. The reference is the base that student and experts start from.
 
 Forms: full (the default), the base and the three experts that the first command makes of it; quick,
-seconds with the shipped models in the experts' places; smoke, for the tests; paper,
-the setting of "Learning beyond Teacher" (METHODS 2): that of configs/exopd.py:paper with a maths
-and a code expert of Qwen3-4B, and rows whose field `domain` says "math" or "code". Its one
-verifier is for answers in mathematics: code is trained on, and not evaluated.
+seconds with the shipped models in the experts' places; smoke, for the tests; paper, the setting of
+"Learning beyond Teacher" (METHODS 2): Qwen3-4B towards a maths and a code expert made of it, 1024
+prompts with one response each of up to 16384 tokens, 3 epochs, a constant 1e-5, lam = 1.25; rows
+whose field `domain` says "math" or "code". Its one verifier is for answers in mathematics: code is
+trained on, and not evaluated.
 """
 
 from opd_jax import config as configs

@@ -8,9 +8,10 @@ weights, "forward_kl", "reverse_kl"; with loss.top_k over the most likely tokens
 With loss.top_of="teacher" too, teacher_cache=DIR keeps the teacher's words on the data's responses.
 
 Forms: full (the default), the tiny models on 2 CPU cores; quick, seconds of the same; smoke, for
-the tests; paper, the models, batch and lengths of configs/opd.py:paper with the middle of the grid
-of "On-Policy Distillation of Language Models": lambda 0.5, JSD(0.5). That paper's own models are
-T5, which models/ does not have. problems.jsonl must bring worked solutions.
+the tests; paper, the middle of the grid of "On-Policy Distillation of Language Models", lambda 0.5
+and JSD(0.5), with Qwen3-4B towards an expert of its own size, 1024 prompts with one response each
+of up to 16384 tokens and a constant 1e-5, as configs/opd.py:paper: that paper's own models are T5,
+which models/ does not have. problems.jsonl must bring worked solutions.
 """
 
 from opd_jax import config as configs

@@ -7,9 +7,9 @@ these responses as text (so the teacher's tokenizer may be another), right or wr
 WORKDIR/teacher_answers.jsonl.
 
 Forms: full (the default), the tiny models on 2 CPU cores; quick, seconds of the same; smoke, for
-the tests; paper, the SFT baseline for the setting of configs/opd.py:paper (METHODS 2): the same
-models, prompts and lengths. The paper's own learning rate of SFT is not in METHODS; 1e-5 is that
-of its other runs.
+the tests; paper, the SFT baseline of "Learning beyond Teacher" (METHODS 2): Qwen3-4B on responses
+of up to 16384 tokens of an expert of its own size, in batches of 1.2 million tokens. The paper's
+own learning rate of SFT is not in METHODS; 1e-5 is that of its other runs.
 """
 
 from opd_jax import config as configs

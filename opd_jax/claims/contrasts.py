@@ -269,7 +269,7 @@ def leads(found: Measured, claim: ml_collections.ConfigDict) -> dict[str, float]
   whose = claim.counting or claim.experts
   if not {claim.base, *claim.experts.values(), *whose.values()} <= found.stages.keys():
     return {}
-  return {domain: lead(found, claim, domain, stage) for domain, stage in whose.items()}
+  return {domain: lead(found, claim, domain, stage) for domain, stage in sorted(whose.items())}
 
 
 def lead(found: Measured, claim: ml_collections.ConfigDict, domain: str, stage: str) -> float:

@@ -186,7 +186,7 @@ class RenderTest(absltest.TestCase):
     # Leads: sort 0.10 thrice; count 0.10, 0.05, 0.00. An expert's error, of 100 prompts a domain
     # and 8 samples: sqrt(0.24 / 800) = 0.0173, sqrt(0.21 / 800) = 0.0162.
     self.assertEqual(row(text, "beats every")[4:], [
-        "sort +10.0 [+6.6, +13.4]; count +5.0 [-7.8, +17.8]", "3", "**inconclusive**"])
+        "count +5.0 [-7.8, +17.8]; sort +10.0 [+6.6, +13.4]", "3", "**inconclusive**"])
     self.assertEqual(row(text, "sort")[:6],
                      ["sort", "30.0", "+30.0: yes", "+30.0", "`sorter`", "60.0 -+ 1.7"])
     self.assertEqual(row(text, "sort")[7], "+10.0 [+6.6, +13.4]")

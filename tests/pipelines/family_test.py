@@ -452,7 +452,8 @@ class TeacherSamplesTest(FamilyTest):
     with self.assertRaisesRegex(ValueError, "poor's weights changed since the rows"):
       run(config, broken)
 
-  @parameterized.parameters("exopd_multi_teacher", "iw_opd", "grpo", "sft")
+  @parameterized.parameters("exopd", "exopd_multi_teacher", "exopd_reward_correction", "iw_opd",
+                            "grpo", "sft")
   def test_a_run_that_is_broken_off_goes_on_as_if_nothing_had_happened(self, name):
     config = load(name, "smoke")
     config.update(dict(total_steps=4, log_every=1, export=True, writers=("jsonl",),
