@@ -1,9 +1,9 @@
 """The cells of a claims config: what has been measured, and whether it still holds.
 
-Hours of measurements do not end with a change of code that changes no number: the first of a
-method's cells to run again shows whether it does. If its numbers are what they were, but for
-rounding, the method's others hold as well. A setting is changed for the numbers' sake, so that one
-of another value always runs again. A model that is kept is what it is, whatever code made it: its
+Hours of measurements do not end with a change of code that changes no number: cells of a method run
+again until the numbers of one are what they were, but for rounding; then its others hold as well.
+(It need not be the first: at a large learning rate rounding alone leads a run elsewhere.) A setting
+is changed for the numbers' sake, so that one of another value always runs again. A model that is kept is what it is, whatever code made it: its
 stage runs again for another setting, or another model to start from, and for nothing else.
 """
 
@@ -135,8 +135,8 @@ class Ledger:
       shutil.copytree(model, self._folder / cell.name, dirs_exist_ok=True)
     if before and "diverged" not in before:
       since = _since(cell, before, now)
-      self._harmless[since] = (self._harmless.get(since, True)
-                               and _repeats(before, self._found[cell.name]))
+      self._harmless[since] = (self._harmless.get(since, False)
+                               or _repeats(before, self._found[cell.name]))
 
   def _write(self, cell: Cell, result: Result) -> None:
     """Whole or not at all."""

@@ -3,8 +3,8 @@
     stages (models to start from) -> tuning on seeds of its own -> every method and seed -> tables
 
 Each cell leaves a small JSON, kept under version control, and is not run again while what it rests
-on (`identity`) is what it was, or has changed in a way that changes no number: one cell of the
-method runs to show it. A model to start from is kept, and a given until its settings change. So a
+on (`identity`) is what it was, or has changed in a way that changes no number, as one cell of the
+method shows. A model to start from is kept, and a given until its settings change. So a
 sitting may end at any time, and the next one goes on.
 """
 
