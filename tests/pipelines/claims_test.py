@@ -208,10 +208,11 @@ class SittingTest(parameterized.TestCase):
     self.assertIn("stays as it is", notes)
     self.assertEqual(pathlib.Path(config.table).read_text(), whole)
     self.assertIn("2 cells are open", (folder / "second/RESULTS.md").read_text())
-    config.minutes = 60.0
+    config.minutes, config.title = 60.0, "Measured anew"
     run(config, f"{folder}/second")
-    self.assertNotEqual(pathlib.Path(config.table).read_text(), whole)
-    self.assertIn("From 2 cells", pathlib.Path(config.table).read_text())
+    text = pathlib.Path(config.table).read_text()
+    self.assertIn("## Measured anew", text)
+    self.assertIn("From 2 cells", text)
 
   def test_cells_hold_through_a_change_that_one_of_them_shows_to_be_harmless(self):
     workdir, config = self.create_tempdir().full_path, small(
