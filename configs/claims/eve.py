@@ -51,15 +51,18 @@ number of responses and updates. `best` learns one of the base's, that of the gr
 and `dpo` two, in the order of their weak rewards: they pass over these more often. A response that
 did not end is left out. The halves of the preferences that the proxy learns and labels share half
 of their records, of which few begin with what matters. Seeds vary the order of the rows
-alone: all share one weak teacher, one base and one set of samples. Points of the sweep of ratios
-have the learning rate of `eve`."""
+alone: all share one weak teacher, one base and one set of samples. Points of the sweeps have the
+learning rate of `eve`, `sft` or `dpo`; `strong_sft` is `ratio_0` tuned for itself. `eve_k1` and
+`eve_k2` learn the first one and two of each prompt's {k} samples, as often as `eve` does all. Weak
+teacher and ceiling are not tuned: they are what the gap is measured by."""
 
 
 # Shares of the training after which students are evaluated, beside its end.
 AT = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # The points of the sweeps; `eve` is in all of them.
-RATIOS = dict(strong_sft=0.0, ratio_0p25=0.25, ratio_0p5=0.5, eve=1.0, ratio_2=2.0, ratio_4=4.0)
+RATIOS = dict(ratio_0=0.0, ratio_0p25=0.25, ratio_0p5=0.5, eve=1.0, ratio_2=2.0, ratio_4=4.0)
 SCALES = {1: "", 2: "_x2", 4: "_x4"}
+RESPONSES = dict(eve_k1=1, eve_k2=2, eve=4)
 BETAS = dict(dpo_0p01=0.01, dpo=0.05, dpo_0p2=0.2)
 
 
@@ -97,9 +100,10 @@ def get_config(arg=""):
         batch=dict(tokens=6144, buckets=(ROW, LONG), chunk=256 if full else 32),
         **common) | changes)
 
-  def made(stage, rows=0, skip=0):
-    """What a stage has made, all or some rows of it."""
-    return dict(builder="rows", builder_kw=dict(train=f"stage:{stage}", skip=skip, rows=rows))
+  def made(stage, rows=0, skip=0, responses=0):
+    """What a stage has made, all or some rows of it, with all or some of their responses."""
+    return dict(builder="rows", builder_kw=dict(train=f"stage:{stage}", skip=skip, rows=rows,
+                                                responses=responses))
 
   def learned(source, steps, objective, data, rate, **changes):
     """Offline learning of rows; the rate falls to 0, unless `changes` say otherwise."""
@@ -143,10 +147,11 @@ def get_config(arg=""):
         eval=judged | dict(at=AT), batch=dict(tokens=ROW * ROWS, buckets=(ROW,)),
         checkpoint=trained["checkpoint"], log_every=1, **common)
 
-  def weighted(stage, ratio=1.0, anchor="weak_reference_logprob", wanted="weak_logprob", scale=1):
+  def weighted(stage, ratio=1.0, anchor="weak_reference_logprob", wanted="weak_logprob", scale=1,
+               responses=k):
     """EVE's objective; with ratio 0 all responses count alike."""
-    return student("eve", made(stage, scale * prompts), scale,
-                   rollout=rollout | dict(group_size=k),
+    return student("eve", made(stage, scale * prompts, responses=responses), scale,
+                   rollout=rollout | dict(group_size=responses),
                    loss=dict(eve=dict(ratio=ratio, fields=(wanted, anchor))))
 
   asked = dict(data=notes("prompts", 64 + most), skip=64, prompts=most)
@@ -210,12 +215,13 @@ def get_config(arg=""):
       bayes=weighted("samples", anchor=""),
       **{name: weighted("samples", ratio) for name, ratio in RATIOS.items()
          if name.startswith("ratio")},
+      **{name: weighted("samples", responses=number) for name, number in RESPONSES.items()
+         if number < k},
       **{f"{name}{suffix}": weighted(stage, ratio, scale=scale)
          for name, stage, ratio in (("sft", "labels", 0.0), ("eve", "samples", 1.0))
          for scale, suffix in SCALES.items() if suffix})
   tuned = ("sft", "eve", "refinement", "dpo", "best", "rl", "strong_sft", "weighted_labels")
-  seeds = dict.fromkeys(methods, 3) | dict.fromkeys(tuned, 5)
-  seeds |= dict(sft=10, eve=10)
+  seeds = dict.fromkeys(methods, 5) | dict(sft=10, eve=10)
 
   def recovered(text, a, b, paper, effect=0.05, **changes):
     return dict(text=text, paper=paper, kind="recovered", a=a, b=b, metric=mean, effect=effect,
@@ -233,6 +239,18 @@ def get_config(arg=""):
                      "one-hot weights are worse"),
       labels=recovered("Weak samples weighted by the strong base > SFT on them (11.1)",
                        "weighted_labels", "sft", "above SFT"),
+      low=recovered("Weights of ratio 1 > of ratio 1/4", "eve", "ratio_0p25",
+                    "near 1 is near-optimal", paired=True),
+      high=recovered("Weights of ratio 1 > of ratio 4", "eve", "ratio_4",
+                     "near 1 is near-optimal", paired=True),
+      more=recovered("EVE gains by four times the prompts", "eve_x4", "eve", "EVE scales"),
+      less=recovered("SFT on weak labels loses by four times the prompts", "sft", "sft_x4",
+                     "SFT falls"),
+      responses=recovered("EVE gains by four samples a prompt for one", "eve", "eve_k1",
+                          "EVE scales"),
+      beyond=dict(text="DPO falls from its peak (over-optimization), EVE does not",
+                  paper="DPO loses as KL grows, EVE does not", a="dpo", b="eve",
+                  metric="curve/fall", effect=0.02, paired=False),
       peak=dict(text="SFT is at its peak early in the epoch, EVE is not",
                 paper="SFT within the first 10%", a="sft", b="eve", metric="curve/peak",
                 effect=-0.4, paired=False),
@@ -241,6 +259,8 @@ def get_config(arg=""):
                 primary=True))
   if form in ("once", "quick"):
     methods = {name: methods[name] for name in tuned}
+    claims = {name: claim for name, claim in claims.items()
+              if {claim["a"], claim["b"]} <= methods.keys()}
     tuned = tuned[:2] if form == "quick" else ()
   if form == "smoke":
     tuned = ("eve",)
@@ -261,6 +281,7 @@ def get_config(arg=""):
                   RATIOS, "best near 1"),
       beta=sweep("DPO on the weak reward: how far it may go from the base", "beta", BETAS,
                  "wins are lost as KL grows (over-optimization), and not by EVE"),
+      responses=sweep("EVE with more samples a prompt", "K", RESPONSES, "EVE gains"),
       eve_data=sweep("EVE with more prompts", "prompts", {
           f"eve{suffix}": scale * prompts for scale, suffix in SCALES.items()}, "EVE gains"),
       sft_data=sweep("SFT with more prompts", "prompts", {

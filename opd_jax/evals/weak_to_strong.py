@@ -103,7 +103,7 @@ def overfitting(study: Study, methods: Sequence[str] = ("sft", "refinement", "ev
 
 def recovered(study: Study) -> Figure:
   """Figure 4: PGR of every method that is no point of a sweep, at the end of training."""
-  names = [name for name in study.methods if not re.search(r"_(x|0p)?\d", name)]
+  names = [name for name in study.methods if not re.search(r"_(x|k|0p)?\d", name)]
   figure = Figure(figsize=(1.5 + 0.9 * len(names), 3.4), layout="constrained")
   _bars(figure.subplots(), {name: ends(study, name) for name in names}, "PGR, %")
   return figure
@@ -116,17 +116,25 @@ def ratios(study: Study) -> Figure:
     config = next(iter(cells.values()))["config"]
     if _weighed(config) == _weighed(next(iter(study.methods["eve"].values()))["config"]):
       points[config["loss"]["eve"]["ratio"]] = ends(study, name)
-  return _by_parameter({"eve": points}, "beta / lambda", "PGR, %")
+  figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+  _by_parameter(figure.subplots(), {"eve": points}, "beta / lambda", "PGR, %")
+  return figure
 
 
 def scaling(study: Study) -> Figure:
-  """Figure 6: PGR by the number of prompts learned of, each for one epoch."""
-  found: dict[str, dict[float, np.ndarray]] = {}
-  for name, cells in study.methods.items():
-    if match := re.fullmatch(r"(sft|eve)(_x\d+)?", name):
-      prompts = next(iter(cells.values()))["config"]["data"]["builder_kw"]["rows"]
-      found.setdefault(match[1], {})[prompts] = ends(study, name)
-  return _by_parameter(found, "prompts", "PGR, %")
+  """Figure 6: PGR by the number of prompts, each for one epoch, and by the samples of a prompt."""
+  figure = Figure(figsize=(10.0, 3.4), layout="constrained")
+  for axis, mark, key, parameter in zip(figure.subplots(1, 2), "xk", ("rows", "responses"),
+                                        ("prompts", "samples a prompt")):
+    found: dict[str, dict[float, np.ndarray]] = {}
+    for name, cells in study.methods.items():
+      if match := re.fullmatch(rf"(sft|eve)(_{mark}\d+)?", name):
+        data = next(iter(cells.values()))["config"]["data"]["builder_kw"]
+        found.setdefault(match[1], {})[data[key]] = ends(study, name)
+    if mark == "k":
+      found.pop("sft", None)
+    _by_parameter(axis, found, parameter, "PGR, %")
+  return figure
 
 
 def instructions(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
@@ -178,7 +186,7 @@ def over_optimization(study: Study) -> Figure:
   kinds = {"dpo": "tab:red", "eve": "tab:blue", "ratio": "tab:blue", "sft": "tab:gray"}
   for name, cells in study.methods.items():
     color = kinds.get(name.partition("_")[0])
-    if color is None or "_x" in name:
+    if color is None or re.search(r"_[xk]\d", name):
       continue
     x, y = (np.mean([column(cell, metric) for cell in cells.values()], axis=0)
             for metric in (KL, WINS))
@@ -227,11 +235,9 @@ def _over_training(study: Study, methods: Sequence[str],
   return _empty(figure, [axis for axis in axes if not axis.lines])
 
 
-def _by_parameter(found: Mapping[str, Mapping[float, np.ndarray]], parameter: str,
-                  label: str) -> Figure:
+def _by_parameter(axis: Axes, found: Mapping[str, Mapping[float, np.ndarray]], parameter: str,
+                  label: str) -> None:
   """A line a method along a parameter: the mean over seeds, and each seed."""
-  figure = Figure(figsize=(5.0, 3.4), layout="constrained")
-  axis = figure.subplots()
   for i, (name, points) in enumerate(found.items()):
     order = sorted(points)
     axis.plot(range(len(order)), [np.mean(points[x]) for x in order], "o-", color=f"C{i}",
@@ -242,7 +248,6 @@ def _by_parameter(found: Mapping[str, Mapping[float, np.ndarray]], parameter: st
   axis.set(xlabel=parameter, ylabel=label)
   axis.grid(alpha=0.3)
   axis.legend(fontsize=8)
-  return figure
 
 
 def _bars(axis: Axes, values: Mapping[str, np.ndarray], label: str) -> None:

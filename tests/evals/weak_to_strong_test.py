@@ -13,11 +13,12 @@ MEAN = "eval/mean@2"
 
 
 def cell(name, kind="methods", seed=0, reward=0.5, ratio=1.0, curves=None, rows=64, objective="eve",
-         fields=("a", "b")):
+         fields=("a", "b"), responses=4):
   return dict(
       cell=f"{kind}/{name}" + f"-s{seed}" * (kind == "methods"), who=name, seed=seed,
       metrics={MEAN: reward}, curves=curves or {}, config=dict(
-          eval=dict(samples=2), total_steps=200, data=dict(builder_kw=dict(train="x", rows=rows)),
+          eval=dict(samples=2), total_steps=200, data=dict(builder_kw=dict(
+              train="x", rows=rows, responses=responses)),
           loss=dict(objective=objective, dpo=dict(beta=0.05), eve=dict(ratio=ratio,
                                                                        fields=list(fields)))))
 
@@ -55,11 +56,14 @@ class FiguresTest(absltest.TestCase):
   def test_points_of_the_sweeps_are_those_that_differ_in_nothing_else(self):
     study = self.study(cell("eve"), cell("ratio_2", ratio=2.0), cell("strong_sft", ratio=0.0),
                        cell("bayes", fields=("a", "")), cell("eve_x2", rows=128),
+                       cell("eve_k1", responses=1),
                        cell("sft", ratio=0.0, fields=("c", "d")), cell("rl", objective="none"))
     self.assertEqual([x.get_text() for x in weak_to_strong.ratios(study).axes[0].get_xticklabels()],
                      ["0", "1", "2"])
-    scaling = weak_to_strong.scaling(study).axes[0]
-    self.assertEqual([x.get_text() for x in scaling.get_legend().get_texts()], ["eve", "sft"])
+    prompts, samples = weak_to_strong.scaling(study).axes
+    self.assertEqual([x.get_text() for x in prompts.get_legend().get_texts()], ["eve", "sft"])
+    self.assertEqual([x.get_text() for x in samples.get_legend().get_texts()], ["eve"])
+    self.assertEqual([x.get_text() for x in samples.get_xticklabels()], ["1", "4"])
     bars = weak_to_strong.recovered(study).axes[0]
     self.assertEqual([x.get_text() for x in bars.get_xticklabels()],
                      ["bayes", "eve", "rl", "sft", "strong_sft"])
