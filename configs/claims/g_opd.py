@@ -67,8 +67,8 @@ learning rate tuned for `exopd`; `opd`, tuned for itself, is in the contrasts al
 from the expert of {one} alone, on its domain, at the learning rates tuned for merging. An earlier
 grid ended at 0.001 below, where most methods were best; the one here was made to go on from there,
 and all was measured anew. The rows "> its start" were added after SFT from the strong teacher had
-been seen to end below it, at every rate from 1e-4 on; 3e-5 was then added to the grid, where it
-ends about where it began, as it must with less, and 1e-5 once `grpo` had been best at 3e-5."""
+been seen to end below it, at every rate from 1e-4 on; the grid was then made to go down, step by
+step, until nobody was best at its end."""
 
 
 def get_config(arg=""):
@@ -252,7 +252,7 @@ def get_config(arg=""):
       results="results/g_opd" if full else "", table="RESULTS.md" if full else "",
       stages=stages, methods=methods,
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
-      tune=dict(methods=tuned, grid=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3),
+      tune=dict(methods=tuned, grid=(3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: "exopd" for name in swept if name not in tuned} | {
                     name: name.partition("_")[2] for name in same + long if name in methods}),

@@ -102,15 +102,9 @@ def missing(config: ml_collections.ConfigDict, found: Measured,
 
 
 def at_edge(config: ml_collections.ConfigDict, found: Measured, method: str) -> bool:
-  """Whether a method was tuned to an end of the grid, and may be better beyond.
-
-  Where it ends no higher than it began it will not be with less: that leaves it where it began.
-  """
-  tune, value = config.tune, found.values.get(method)
-  if method not in tune.methods or value not in (min(tune.grid), max(tune.grid)):
-    return False
-  end = statistics.interval(list(by_seed(found, method, tune.metric).values())).mean
-  return value == max(tune.grid) or not end <= at_start(config, found, method, tune.metric)
+  """Whether the value that a method was tuned to is the first or the last of the grid."""
+  return method in config.tune.methods and found.values.get(method) in (
+      min(config.tune.grid), max(config.tune.grid))
 
 
 def untuned(config: ml_collections.ConfigDict, found: Measured,

@@ -20,8 +20,7 @@ claimed direction, and is **smaller than claimed** if it ends below the effect t
 that diverged counts, and with what it started from; if that was not measured there is no verdict.
 There is no verdict if what is compared with **ends below its start**: leaving the model alone would
 beat it too. Verdicts are provisional while cells are open, and where a side was tuned to the edge
-of the grid, beyond which it may be better; not so at the lowest value, if it ends there no higher
-than it began, as with less it would end ever closer to where it began."""
+of the grid, beyond which it may be better."""
 EXPERTS = f"""\
 Every expert is beaten (**reproduced**) if each domain's interval lies above 0. It is **reversed**
 if some domain's lies below 0, and **not seen** if some domain's ends below the effect, both at 0.05

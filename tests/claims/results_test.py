@@ -276,15 +276,6 @@ class RenderTest(absltest.TestCase):
     self.assertEqual(row(text, "half is all")[-1],
                      "not seen (provisional: `new` tuned to the edge of the grid)")
 
-  def test_the_lowest_value_is_no_edge_where_it_ends_no_higher_than_it_began(self):
-    config, stages = make(), measured().stages
-    config.methods.old.student.source = "stage:base"
-    for start, lowest, word in ((0.40, 1e-4, "provisional"), (0.41, 1e-4, "**reproduced**"),
-                                (0.41, 1e-1, "provisional")):  # old: 0.40 to 0.42
-      found = measured(stages=stages | dict(base=cell("base", start, 0.3, 0.3)),
-                       values=dict(new=1e-2, old=lowest, half=1e-2))
-      self.assertIn(word, row(results.render(config, found, []), "new")[-1])
-
   def test_to_beat_what_ends_below_its_start_is_nothing(self):
     config = make()
     config.methods.old.student.source = "stage:base"
