@@ -252,8 +252,8 @@ def get_config(arg=""):
       results="results/g_opd" if full else "", table="RESULTS.md" if full else "",
       stages=stages, methods=methods,
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
-      tune=dict(methods=tuned, grid=(3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3),
-                seeds=(1000, 1001) if full else (1000,), metric=mean,
+      tune=dict(methods=tuned, metric=mean, seeds=(1000, 1001) if full else (1000,),
+                grid=(3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3, 3e-3),
                 follows={name: "exopd" for name in swept if name not in tuned} | {
                     name: name.partition("_")[2] for name in same + long if name in methods}),
       claims=claims,
