@@ -296,7 +296,7 @@ def get_config(arg=""):
       results="" if form else "results/eve", table="" if form else "RESULTS.md",
       stages=stages, methods=methods,
       seeds={name: tuple(range({"": seeds[name], "once": 1}.get(form, 2))) for name in methods},
-      tune=dict(methods=tuned, grid=(1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3,),
+      tune=dict(methods=tuned, grid=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3,),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: next((who for who in ("sft", "dpo") if name.startswith(who)
                                      and who in tuned), "eve")
