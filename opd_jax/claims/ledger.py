@@ -2,9 +2,11 @@
 
 Hours of measurements do not end with a change of code that changes no number: cells of a method run
 again until the numbers of one are what they were, but for rounding; then its others hold as well.
-(It need not be the first: at a large learning rate rounding alone leads a run elsewhere.) A setting
-is changed for the numbers' sake, so that one of another value always runs again. A model that is kept is what it is, whatever code made it: its
-stage runs again for another setting, or another model to start from, and for nothing else.
+(It need not be the first: at a large learning rate rounding alone leads a run elsewhere. What shows
+at large rates alone, a cell at a small one does not see.) A setting is changed for the numbers'
+sake, so that one of another value always runs again. A model that is kept is what it is, whatever
+code made it: its stage runs again for another setting, or another model to start from, and for
+nothing else.
 """
 
 from collections.abc import Mapping
@@ -170,11 +172,11 @@ class Ledger:
 
 def _repeats(before: Any, after: Any) -> bool:
   """Whether numbers say all that earlier ones did; later code may measure more."""
-  if isinstance(before, dict):
+  if isinstance(before, dict) and isinstance(after, dict):
     return all(_repeats(before[name], after.get(name)) for name in before.keys() - set(ASIDE))
-  if isinstance(before, list):
+  if isinstance(before, list) and isinstance(after, list):
     return len(before) == len(after) and all(map(_repeats, before, after))
-  if isinstance(before, float) and after is not None:
+  if isinstance(before, float) and isinstance(after, float):
     return abs(after - before) <= ROUNDING * (1 + abs(before))
   return before == after
 

@@ -96,8 +96,8 @@ def provenance(config: ml_collections.ConfigDict, found: Measured) -> str:
           f"and what it rests on: {every(cell['date'] for cell in found.cells)}; "
           f"{machine('cores')} cores of {machine('cpu')}, {machine('device')}, jax "
           f"{machine('jax')}; commit {every(cell['commit'] for cell in found.cells)}"
-          f"{f', with which {every(again)} agrees but for rounding' * bool(again)}. The cells' "
-          f"own wall times are {minutes:.0f} minutes in all, {machine('workers')} side by side: "
+          f"{f'; others hold at {every(again)}, where one of their method repeats' * bool(again)}. "
+          f"The cells' own wall times are {minutes:.0f} minutes in all, {machine('workers')} side by side: "
           f"{here:.0f} minutes.")
 
 

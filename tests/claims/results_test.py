@@ -264,7 +264,8 @@ class RenderTest(absltest.TestCase):
     self.assertEqual(row(below, "`half`")[5], "0.01, that of `new`")
 
   def test_who_was_tuned_to_the_edge_of_the_grid_has_no_last_word(self):
-    for new, old, who in ((0.1, 1e-3, "`new`"), (1e-2, 1e-4, "`old`"), (0.1, 0.1, "`new` and `old`")):
+    for new, old, who in ((0.1, 1e-3, "`new`"), (1e-2, 1e-4, "`old`"),
+                          (0.1, 0.1, "`new` and `old`")):
       text = results.render(make(), measured(values=dict(new=new, old=old, half=new)), [])
       self.assertEqual(row(text, "new")[-1],
                        f"reproduced (provisional: {who} tuned to the edge of the grid)")

@@ -274,7 +274,7 @@ class SittingTest(parameterized.TestCase):
     book = ledger.Ledger({}, folder, folder, dict(device="cpu", jax="0"))
     cells = [ledger.Cell(f"methods/one-s{seed}", "one", asking(seed=seed), seed=seed)
              for seed in range(3)]
-    good = dict(metrics={"eval/length": 8.0}, left="")
+    good = dict(metrics={"eval/length": 8.0}, curves={"step": [1]}, left="")
     bad = dict(diverged="loss is nan", metrics={}, left="")
     for cell, result in zip(cells, (good, bad, bad)):
       book.add(cell, result)
@@ -285,6 +285,11 @@ class SittingTest(parameterized.TestCase):
       self.assertIsNone(book.current(cells[0]))
       book.add(cells[0], good)
       self.assertIsNone(book.current(cells[2]))
+    with mock.patch.object(identity, "code", lambda *modules: "third"):
+      book._identities.clear()
+      book.add(cells[0], bad)  # what came to its end before
+      self.assertEqual([value for since, value in book._harmless.items() if "third" in since],
+                       [False])
 
   def test_a_model_that_is_kept_is_a_given_until_its_settings_change(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
@@ -399,7 +404,8 @@ class SittingTest(parameterized.TestCase):
         claims.run(config, self.create_tempdir().full_path)
     worker.assert_not_called()
 
-  @parameterized.product(name=("eve", "g_opd", "iw_opd", "mopd", "opcd"), form=("", "quick", "smoke"))
+  @parameterized.product(name=("eve", "g_opd", "iw_opd", "mopd", "opcd"),
+                         form=("", "quick", "smoke"))
   def test_the_configs_are_sound(self, name, form):
     config = load(name, form)
     configs.validate(config)
