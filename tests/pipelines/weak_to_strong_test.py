@@ -129,6 +129,9 @@ class LaunchTest(absltest.TestCase):
         if cell["cell_type"] == "code":
           exec("".join(cell["source"]), scope)
     self.assertIn("eve", scope["study"].methods)
+    weak = scope["mistakes"]["means"]["weak"]
+    self.assertEqual(weak["reward"]["prompts"], scope["ASKED"])
+    self.assertLess(weak["reward"]["mean"], 1.0)
 
   def test_3_what_is_gone_is_made_again_and_nothing_else(self):
     left = (self.stage("samples") / "rows.jsonl").read_bytes()
