@@ -23,6 +23,9 @@ followed, strictly, by one response a prompt at temperature 1 (loosely:
 --config.verifier.name=instructions_loose). They are the parts of the benchmarks in OPD_JAX_DATA
 (ifeval/half.jsonl, ifbench/half.jsonl), not comparable with published scores, and the longest
 prompts are left out. The tiny models know no English: what they follow is chance.
+
+:notes asks for notes about records, as the claims of EVE do, of any model of that study: by default
+of its weak teacher, results/eve/stages/weak (evals/notes_mistakes.py says what is wrong with them).
 """
 
 import os
@@ -33,7 +36,13 @@ from opd_jax import config as configs
 
 
 def get_config(arg=""):
-  form = configs.form(arg, "", "smoke", "gsm8k", "svamp", "ifeval", "ifbench")
+  form = configs.form(arg, "", "smoke", "gsm8k", "svamp", "ifeval", "ifbench", "notes")
+  if form == "notes":
+    return configs.evaluate(
+        student=dict(source="hf:results/eve/stages/weak"), verifier=dict(name="notes"),
+        data=dict(builder="notes", builder_kw=dict(kind="prompts", train=8, test=256)),
+        rollout=dict(max_prompt=20, max_response=14),
+        eval=dict(prompts=256, samples=8, ks=(1, 8), batch=64))
   if form in ("ifeval", "ifbench"):
     file = f"{os.environ.get('OPD_JAX_DATA', '.')}/{form}/half.jsonl"
     return configs.evaluate(

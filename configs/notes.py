@@ -25,14 +25,14 @@ def get_config(arg=""):
       log_every=1 if smoke else 20,
   )
   return configs.offline(
-      total_steps=2 if smoke else 6000 if base else 700,
+      total_steps=2 if smoke else 1500 if base else 700,
       student=dict(source="random:tiny_teacher" if base else "random:tiny_student",
                    tokenizer="opd_jax/tiny/teacher"),
       data=data("pretrain", shots=0.5) if base else data("sft"),
       rollout=dict(max_prompt=72 if base else 20, max_response=14),
       verifier=dict(name="notes"),
       eval=dict(prompts=4 if smoke else 256, samples=4, ks=(1,), batch=4 if smoke else 64,
-                every=0 if smoke else 1000 if base else 100),
-      checkpoint=dict(every=1000 if base else 100, best_metric="eval/mean@4"),
+                every=0 if smoke else 500 if base else 100),
+      checkpoint=dict(every=500 if base else 100, best_metric="eval/mean@4"),
       **common,
   )

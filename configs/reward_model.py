@@ -2,7 +2,7 @@
 
     python -m opd_jax.main --config=configs/reward_model.py --workdir=runs/reward_model
 
-The first stage of EVE (launch/weak_to_strong.sh): its rewards draw the preferences that a weak
+The first stage of EVE: its rewards draw the preferences (configs/preferences.py) that a weak
 teacher learns. It says how often it is right on held-out pairs; below min_accuracy nobody accepts
 it. --config.reward.source=runs/reward_model gives it to configs made of `configs.responses`.
 

@@ -3,12 +3,12 @@
     python -m opd_jax.main --config=configs/weak_teacher.py:sft --workdir=runs/weak_sft
     python -m opd_jax.main --config=configs/weak_teacher.py --workdir=runs/weak
 
-The records that it learns of begin, nine times in ten, with what matters most, so that it learns to
-state what stands first (data/builders/notes). EVE weighs by the log-ratio of the two models.
+The preferences are those of configs/preferences.py, about records that begin, nine times in ten,
+with what matters most (data/builders/notes). EVE weighs by the log-ratio of the two models.
 
 Forms: full (the default), DPO with beta 0.1 after the first command; sft; quick and smoke, DPO of
-tiny:weak against itself; paper_sft and paper, appendix 9.2: Llama-3.2-1B, batch 128, learning rate
-1e-6.
+tiny:weak against itself on pairs of no reward model; paper_sft and paper, appendix 9.2:
+Llama-3.2-1B, batch 128, learning rate 1e-6.
 """
 
 from opd_jax import config as configs
@@ -41,9 +41,9 @@ def get_config(arg=""):
       else dict(source=before),
       reference={} if sft else dict(source=before),
       data=dict(
-          builder="notes", builder_kw=dict(
-              kind="preferences", train=16_384 if full else 64, test=8, lead=0.9,
-              slips=(0, 1, 2, 3, 4)),
+          **(dict(builder="rows", builder_kw=dict(train="runs/preferences/rows.jsonl")) if full
+             else dict(builder="notes", builder_kw=dict(
+                 kind="preferences", train=64, test=8, lead=0.9, slips=(0, 1, 2, 3, 4)))),
           eval_builder="notes", eval_builder_kw=dict(kind="prompts", train=8, test=256)),
       rollout=dict(max_prompt=20, max_response=14),
       batch=dict(tokens=272 if smoke else 2176, buckets=(34,), chunk=512 if full else 32),

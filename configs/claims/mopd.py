@@ -23,8 +23,9 @@ PEERS = dict(
     another_success=dict(peers="another_success"), failure=dict(peers="failure"),
     success_failure=dict(peers="success_failure"), all_successes=dict(peers="all_successes"),
     random_peers=dict(control="random"), unrelated=dict(control="unrelated"),
-    successes_only=dict(control="successes"), frozen={}, current={})
-PARAMS = dict(frozen="frozen", current="current")
+    successes_only=dict(control="successes"), feedback=dict(peers="plain", feedback="always"),
+    frozen={}, current={}, trust_region={})
+PARAMS = ("frozen", "current", "trust_region")
 PEERS_LOSS = dict(surrogate="jsd", beta=0.5, top_k=100, top_of="student", tail="bucket",
                   divergence_importance=True, importance_cap=2.0)
 # The methods of rewards alone: their losses.
@@ -42,8 +43,9 @@ responses each, and is evaluated on the same {asked} held-out prompts with {samp
 temperature 1. All methods sample the same number of responses, ask the same prompts in the same
 order, and make one update a batch; GRPO makes two, as in `configs/grpo.py`. MOPD shows two
 successes and a failure and asks the student's average (rate 0.05); SDPO shows one success; of the
-others each row of the table says what differs from MOPD. A rollout whose context gained nothing
-carries no loss."""
+others each row of the table says what differs from MOPD (the trust region is 95% the first
+student's logits and 5% the present one's, `feedback` what the verifier says of a failed response
+alone). A rollout whose context gained nothing carries no loss."""
 
 NOTES = """\
 The effects tested for are our choice, the smallest that we would call one: the paper's numbers are
@@ -78,7 +80,7 @@ def get_config(arg=""):
         checkpoint=dict(every=100_000, keep_last=1, keep_best=0), writers=("jsonl",), **changes)
 
   def taught(name):
-    params = PARAMS.get(name, "ema")
+    params = name if name in PARAMS else "ema"
     return method(configs.peers, loss=PEERS_LOSS, teacher_params=params,
                   ema=dict(rate=0.05 if params == "ema" else 0.0),
                   context=dict(budget=320, buckets=(160, 240) if full else (), **PEERS[name]))
@@ -101,11 +103,14 @@ def get_config(arg=""):
       pair=above("2 successes + 1 failure > a success and a failure", "success_failure",
                  "best context"),
       all=above("2 successes + 1 failure > all successes", "all_successes", "best context"),
+      feedback=above("2 successes + 1 failure > the verifier's word on one's own", "feedback",
+                     "best context"),
       random=above("Verified peers > random peers, matched", "random_peers", "above"),
       unrelated=above("Peers > texts of unrelated prompts, matched", "unrelated", "above"),
       successes=above("A failure helps: > successes only, matched", "successes_only", "above"),
       frozen=above("The average as teacher > the student at the start", "frozen", "above"),
-      current=above("The average as teacher > the student as it is", "current", "above"))
+      current=above("The average as teacher > the student as it is", "current", "above"),
+      trust=above("The average as teacher > a trust region's logits", "trust_region", "above"))
   names = ("mopd", "grpo") if smoke else (*PEERS, *REWARDS)
   primary = ("mopd", "sdpo", "grpo", "verified_sft", "dpo")
   tuned = ("mopd",) if smoke else (*primary, "simpo")

@@ -72,7 +72,7 @@ class Ledger:
     for stage in self.stages.values():
       kept, model = folder / stage.name, workdir / stage.name / measured.EXPORT
       if kept.is_dir() and not model.exists():
-        shutil.copytree(kept, model)
+        _copy(kept, model)
 
   def current(self, cell: Cell) -> Result | None:
     """The result of a cell, unless there is none or it is stale."""
@@ -127,14 +127,14 @@ class Ledger:
   def add(self, cell: Cell, result: Result) -> None:
     """Writes down what a cell has measured. If it says what it said before, so would its others."""
     now, before = self._identity(cell), self._found.get(cell.name)
+    model = pathlib.Path(self.folder(cell), measured.EXPORT)
+    if cell.stage and model.is_dir():
+      _copy(model, self._folder / cell.name)
     self._write(cell, {
         "cell": cell.name, "who": cell.who, "seed": cell.seed, "value": cell.value,
         "identity": now, "commit": self._commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": self._machine, **result, "config": json.loads(cell.config.to_json())})
-    model = pathlib.Path(self.folder(cell), measured.EXPORT)
-    if cell.stage and model.is_dir():
-      shutil.copytree(model, self._folder / cell.name, dirs_exist_ok=True)
     if before and "diverged" not in before:
       since = _since(cell, before, now)
       self._harmless[since] = (self._harmless.get(since, False)
@@ -168,6 +168,15 @@ class Ledger:
           cell.config, pipelines.PIPELINES[cell.config.pipeline], stages)
       self._identities[key] |= {name: self._machine[name] for name in ("device", "jax")}
     return self._identities[key]
+
+
+def _copy(model: pathlib.Path, place: pathlib.Path) -> None:
+  """A copy of a folder in the place of another, whole or not at all."""
+  aside = place.with_name(f"{place.name}.tmp")
+  shutil.rmtree(aside, ignore_errors=True)  # what a sitting that was killed has left
+  shutil.copytree(model, aside)
+  shutil.rmtree(place, ignore_errors=True)
+  aside.rename(place)
 
 
 def _repeats(before: Any, after: Any) -> bool:

@@ -97,8 +97,8 @@ def provenance(config: ml_collections.ConfigDict, found: Measured) -> str:
           f"{machine('cores')} cores of {machine('cpu')}, {machine('device')}, jax "
           f"{machine('jax')}; commit {every(cell['commit'] for cell in found.cells)}"
           f"{f'; others hold at {every(again)}, where one of their method repeats' * bool(again)}. "
-          f"The cells' own wall times are {minutes:.0f} minutes in all, {machine('workers')} side by side: "
-          f"{here:.0f} minutes.")
+          f"The cells' own wall times are {minutes:.0f} minutes in all, {machine('workers')} side "
+          f"by side: {here:.0f} minutes.")
 
 
 def claims(config: ml_collections.ConfigDict, found: Measured) -> str:
@@ -255,11 +255,12 @@ def tuned_as(config: ml_collections.ConfigDict, method: str) -> str | None:
 
 
 def stages(config: ml_collections.ConfigDict, found: Measured) -> str:
-  """The models that the methods start from, and what they can do."""
+  """The models that the methods start from, and what they can do; of one domain once."""
   rows = []
-  domains = {name for result in found.stages.values() for name in result["metrics"]
-             if name.startswith("domain/")}
-  names = [config.tune.metric, *sorted(domains)]
+  measured = set().union(*(result["metrics"] for result in found.stages.values()))
+  domains = sorted(name for name in measured if name.startswith("domain/"))
+  names = [config.tune.metric, *(name for name in ("eval/accuracy",) if name in measured),
+           *(domains if len(domains) > 1 else ())]
   for stage, section in config.stages.items():
     how = section.loss.signal if section.pipeline == "opd" else section.pipeline
     if result := found.stages.get(stage):

@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import tempfile
+import time
 from unittest import mock
 
 from absl.testing import absltest
@@ -15,6 +17,8 @@ from opd_jax.evals import weak_to_strong
 from opd_jax.pipelines import responses
 
 ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ["bash", "launch/weak_to_strong.sh", "smoke"]
+WHERE = dict(cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
 
 def read(folder, name):
@@ -28,18 +32,42 @@ class LaunchTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.before = cls.launch_and_kill(cls.result("stages/weak_sft.json"))
     cls.notes = cls.launch()
 
   @classmethod
   def launch(cls):
-    done = subprocess.run(["bash", "launch/weak_to_strong.sh", "smoke", cls.workdir], cwd=ROOT,
-                          capture_output=True, text=True, env=os.environ | {
-                              "JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(LAUNCH + [cls.workdir], capture_output=True, text=True, **WHERE)
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
 
+  @classmethod
+  def launch_and_kill(cls, there):
+    """Kills a launch, with all that it has started, once a file is there; the stages then done."""
+    process = subprocess.Popen(LAUNCH + [cls.workdir], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True, **WHERE)
+    end = time.monotonic() + 600
+    while not there.exists() and not process.poll() and time.monotonic() < end:
+      time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return {path.stem for path in there.parent.glob("*.json")}
+
+  @classmethod
+  def result(cls, name):
+    return pathlib.Path(cls.workdir, "results", name)
+
   def stage(self, name):
     return pathlib.Path(self.workdir, "stages", name)
+
+  def test_0_it_was_killed_in_the_middle_and_has_gone_on(self):
+    run = {line.split(":")[0].removeprefix("stages/") for line in self.notes.splitlines()
+           if line.startswith("stages/")}
+    made = {path.stem for path in self.result("stages").glob("*.json")}
+    self.assertContainsSubset({"gold", "preferences", "weak_sft"}, self.before)
+    self.assertContainsSubset({"weak", "samples"}, run)
+    self.assertEmpty(run & self.before)
+    self.assertEqual(run | self.before, made)
 
   def test_1_every_stage_reads_what_another_has_left(self):
     self.assertIn("28 of 28 cells", self.notes)
@@ -52,8 +80,7 @@ class LaunchTest(absltest.TestCase):
     demonstrations = {responses.question(row): row["response"]
                       for row in read(self.stage("demonstrations"), "rows.jsonl")}
     for name, other in (("samples", ""), ("refined", "labels")):
-      config = json.loads(pathlib.Path(self.workdir, f"results/stages/{name}.json").read_text())[
-          "config"]
+      config = json.loads(self.result(f"stages/{name}.json").read_text())["config"]
       config["shots"]["rows"] = str(self.stage("demonstrations") / "rows.jsonl")
       if other:
         config["refine"]["rows"] = str(self.stage(other) / "rows.jsonl")
@@ -86,10 +113,10 @@ class LaunchTest(absltest.TestCase):
     self.assertIn("EVE > SFT on weak labels", table)
 
   def test_2_a_manifest_says_what_each_rests_on(self):
-    found = json.loads(pathlib.Path(self.workdir, "results/methods/eve-s0.json").read_text())
+    found = json.loads(self.result("methods/eve-s0.json").read_text())
     self.assertEqual(found["identity"]["models"].keys(), {
         "stage:base", "stage:samples", "stage:weak", "stage:weak_sft", "stage:weak_answers"})
-    samples = json.loads(pathlib.Path(self.workdir, "results/stages/samples.json").read_text())
+    samples = json.loads(self.result("stages/samples.json").read_text())
     self.assertEqual(found["identity"]["models"]["stage:samples"], samples["left"])
     self.assertEqual(samples["identity"]["models"].keys(), {
         "stage:base", "stage:demonstrations", "stage:weak", "stage:weak_sft"})
@@ -97,15 +124,14 @@ class LaunchTest(absltest.TestCase):
 
   def test_2_the_weak_reward_has_learned_what_another_labels(self):
     gold = read(self.stage("preferences"), "rows.jsonl")
-    config = json.loads(pathlib.Path(self.workdir, "results/stages/proxy.json").read_text())[
-        "config"]
+    config = json.loads(self.result("stages/proxy.json").read_text())["config"]
     self.assertEqual(config["data"]["builder_kw"]["rows"], 40)  # the others are labelled
     labels = read(self.stage("weak_labels"), "rows.jsonl")
     self.assertCountEqual([row["id"] for row in labels], [row["id"] for row in gold[40:]])
     for row in labels:
       first, second = json.loads(row["group"])
       self.assertGreaterEqual(first["reward"], second["reward"])
-    found = json.loads(pathlib.Path(self.workdir, "results/methods/rl-s0.json").read_text())
+    found = json.loads(self.result("methods/rl-s0.json").read_text())
     self.assertEqual(found["identity"]["models"].keys(), {
         "stage:base", "stage:labels", "stage:weak_reward"})
     self.assertEqual((found["updates"], found["rows"]), (2, 64))
@@ -129,11 +155,14 @@ class LaunchTest(absltest.TestCase):
         if cell["cell_type"] == "code":
           exec("".join(cell["source"]), scope)
     self.assertIn("eve", scope["study"].methods)
+    weak = scope["mistakes"]["means"]["weak"]
+    self.assertEqual(weak["reward"]["prompts"], scope["ASKED"])
+    self.assertLess(weak["reward"]["mean"], 1.0)
 
   def test_3_what_is_gone_is_made_again_and_nothing_else(self):
     left = (self.stage("samples") / "rows.jsonl").read_bytes()
     (self.stage("samples") / "rows.jsonl").unlink()
-    pathlib.Path(self.workdir, "results/methods/eve-s1.json").unlink()
+    self.result("methods/eve-s1.json").unlink()
     notes = self.launch()
     self.assertEqual([line.split(":")[0] for line in notes.splitlines() if " s" in line
                       and line.startswith(("stages/", "methods/", "tune/"))],
