@@ -81,7 +81,7 @@ def work(config: ml_collections.ConfigDict, ledger: Ledger, workers: list[crew.W
       if worker not in busy and time.monotonic() < end:
         if cell := upcoming(config, ledger, begun, list(busy.values())):
           begun.add(cell.name)
-          worker.give(ledger.resolved(cell.config), ledger.folder(cell))
+          worker.give(ledger.resolved(cell.config), ledger.folder(cell), ledger.rests_on(cell))
           busy[worker] = cell
     if not busy:
       break
