@@ -14,14 +14,15 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from opd_jax import config as configs
-from opd_jax import keys, preemption, sharding, train_state
+from opd_jax import keys, preemption, sharding, train_state, verifiers
 from opd_jax.pipelines import in_context, on_policy, opd, peers, teachers
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import scorer
 from opd_jax.teachers import contexts
 from opd_jax.teachers import params as teacher_params
-from opd_jax.verifiers import Verdict
+from opd_jax.verifiers import Verdict, sandbox
+from tests.verifiers import sandbox_test, unit_tests_test
 
 JSD = dict(surrogate="jsd", top_k=100)
 # Of one prompt all three kinds of verdicts, of the other none that a peer could learn from.
@@ -256,6 +257,61 @@ class RunTest(parameterized.TestCase):
     found = run("host")
     self.assertEqual(found, run("device"))
     self.assertIn("loss/total", found)
+
+  def programs(self, **verifier):
+    """A run on an exercise: double a number."""
+    file = self.create_tempfile(content=json.dumps(dict(
+        question_id="a", question_content="Double it.", starter_code="", metadata="{}",
+        public_test_cases='[{"input": "3\\n", "output": "6\\n", "testtype": "stdin"}]',
+        private_test_cases="")) + "\n").full_path
+    return tiny(
+        data=dict(builder="programs", builder_kw=dict(train=file, test=file)),
+        verifier=dict(name="unit_tests", timeout_s=1.0, workers=2) | verifier, export=False,
+        rollout=dict(prompts=1, group_size=8, max_prompt=80),
+        eval=dict(prompts=1, samples=2, ks=(1,), batch=1))
+
+  def test_a_run_goes_on_whatever_programs_it_writes(self):
+    sandbox_test.isolated(self)
+    written = ["print(2 * int(input()))", "print(2 * int(input()) if True else 0)", *(
+        unit_tests_test.HOSTILE[name][0].format(home="/root/x", port=80) + "\nf()" for name in (
+            "fork_bomb", "endless_print", "kill_everyone", "read_home", "open_socket",
+            "ten_gigabytes"))]
+    make, heard = verifiers.make, []
+
+    @contextlib.contextmanager
+    def writes(**settings):
+      with make(**settings) as verify:
+        def judge(texts, answers):
+          verdicts = verify((written * len(texts))[:len(texts)], answers)
+          heard.append(verdicts)
+          return verdicts
+        yield judge
+
+    workdir = self.create_tempdir().full_path
+    with mock.patch.object(verifiers, "make", writes):
+      peers.run(self.programs(), workdir)
+    steps = [verdicts for verdicts in heard if len(verdicts) == 8]
+    self.assertLen(steps, 2)
+    for verdicts in steps:
+      self.assertEqual([verdict.reward for verdict in verdicts], [1.0] * 2 + [0.0] * 6)
+      self.assertTrue(all(verdict.feedback.startswith("Test 1 of 1 failed") for verdict
+                          in verdicts[2:]), verdicts)
+    lines = [json.loads(line) for line in
+             pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    self.assertEqual([line["rollout/reward"] for line in lines if "rollout/reward" in line],
+                     [0.25, 0.25])
+    self.assertEmpty(sandbox_test.jails())
+
+  def test_without_isolation_a_run_on_code_does_not_start_unless_told(self):
+    with mock.patch.object(sandbox, "missing", lambda: "no such namespaces"):
+      workdir = self.create_tempdir().full_path
+      with self.assertRaisesRegex(ValueError, "no such namespaces.*allow_unsafe_code"):
+        peers.run(self.programs(), workdir)
+      self.assertFalse(pathlib.Path(workdir, "metrics.jsonl").exists())
+      with verifiers.make(**self.programs(allow_unsafe_code=True).verifier) as verify:
+        answer = json.dumps(dict(stdins=["3\n"], stdouts=["6\n"]))
+        self.assertEqual([verdict.reward for verdict in verify(
+            ["print(2 * int(input()))", "print(7)"], [answer] * 2)], [1.0, 0.0])
 
   @parameterized.parameters("ema", "trust_region")
   def test_resumed_it_chooses_the_same_peers_and_has_the_same_teacher(self, kind):
