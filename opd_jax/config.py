@@ -357,6 +357,19 @@ def teacher_signal(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def diversity(**changes: Any) -> ConfigDict:
+  """Config of the comparison of runs by how unlike their responses are (pipelines/diversity.py)."""
+  return _changed(dict(
+      **_common(),
+      pipeline="diversity",
+      runs=(),                       # "WORKDIR" of runs that evaluate, the last of it, or
+                                     # "WORKDIR@NAME"; (): `student` is evaluated
+      teacher=_policy(""),           # of that evaluation
+      ks=(1, 2, 4, 8),               # of pass@k
+      programs=False,                # whether responses are Python, whose syntax is compared too
+  ), changes)
+
+
 def judged(**changes: Any) -> ConfigDict:
   """Config of the comparison of two sets of responses by a judge (pipelines/judged.py)."""
   return _changed(dict(

@@ -1,4 +1,4 @@
-"""What contexts held and cost in a sitting of configs/claims/mopd.py, from its cells' metrics.jsonl.
+"""What contexts held and cost in a sitting of configs/claims/mopd.py, from its metrics.jsonl.
 
     python tests/bench/contexts.py runs/claims_mopd
 
@@ -20,8 +20,7 @@ COLUMNS = {"without, %": "without", "parts": "parts", "tokens": "length",
 
 def main(workdir):
   cells = {}
-  for path in sorted(pathlib.Path(workdir, "results/methods").glob("*.json")) or sorted(
-      pathlib.Path("results/mopd/methods").glob("*.json")):
+  for path in sorted(pathlib.Path("results/mopd/methods").glob("*.json")):
     cell = json.loads(path.read_text())
     lines = writer.read(f"{workdir}/methods/{path.stem}")
     updates = [line for line in lines if "rollout/ever_solved" in line]
