@@ -425,6 +425,7 @@ def claims(**changes: Any) -> ConfigDict:
           follows=_ordered(),        # method -> the tuned one whose value it takes
       )),
       claims=_ordered(),             # name -> what is claimed, see `_claim`
+      curves=ConfigDict(dict(metric="", methods=())),  # shown at every evaluation; "": no table
       sweeps=_ordered(),             # name -> a parameter and its methods, see `_sweep`
   ), changes)
 
@@ -453,6 +454,8 @@ def _claim() -> ConfigDict:
       before="", after="",   # stages that measure a teacher before and after its training, if the
                              # claim is about what a student learns of that; "": it is not. Of
                              # "recovered" the weak floor and the strong ceiling
+      may_fall=False,        # whether there is a verdict if b ends below its start, for claims that
+                             # it does harm
       paired=True,           # by seed; False: a and b do not see the same rows (one is SFT)
       primary=False,         # or exploration
   ))
