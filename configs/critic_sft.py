@@ -19,9 +19,11 @@ def get_config(arg=""):
         total_steps=40,
         student=dict(source="hf:Phi-4-mini-instruct"),
         model=dict(compute_dtype="bfloat16", remat="full"),
-        data=dict(builder="jsonl", builder_kw=dict(
-            train="critic.jsonl", test="ifeval.jsonl", question="question", answer="answer",
-            response="response")),
+        data=dict(
+            builder="jsonl", builder_kw=dict(
+                train="critic.jsonl", question="question", answer="answer", response="response"),
+            eval_builder="instructions", eval_builder_kw=dict(test="ifeval.jsonl")),
+        verifier=dict(name="instructions"),
         rollout=dict(max_prompt=4096, max_response=8192),
         batch=dict(tokens=128 * 8192, buckets=(2048, 4096, 8192, 12288)),
         loss=dict(micro_batches=32),

@@ -27,7 +27,7 @@ def get_config(arg=""):
         data=dict(builder="jsonl", builder_kw=dict(
             train="problems.jsonl", test="held_out.jsonl", question="question", answer="answer")),
         rollout=dict(prompts=32, group_size=8, max_prompt=2048, max_response=4096),
-        loss=dict(**LOSS, micro_batches=32),
+        loss=dict(**LOSS, micro_batches=8),
         optimizer=dict(learning_rate=1e-5, warmup_steps=10),
         verifier=dict(name="math_answer"),
         eval=dict(prompts=128, every=50),

@@ -357,6 +357,19 @@ def teacher_signal(**changes: Any) -> ConfigDict:
   ), changes)
 
 
+def diversity(**changes: Any) -> ConfigDict:
+  """Config of the comparison of runs by how unlike their responses are (pipelines/diversity.py)."""
+  return _changed(dict(
+      **_common(),
+      pipeline="diversity",
+      runs=(),                       # "WORKDIR" of runs that evaluate, the last of it, or
+                                     # "WORKDIR@NAME"; (): `student` is evaluated
+      teacher=_policy(""),           # of that evaluation
+      ks=(1, 2, 4, 8),               # of pass@k
+      programs=False,                # whether responses are Python, whose syntax is compared too
+  ), changes)
+
+
 def judged(**changes: Any) -> ConfigDict:
   """Config of the comparison of two sets of responses by a judge (pipelines/judged.py)."""
   return _changed(dict(
@@ -412,6 +425,7 @@ def claims(**changes: Any) -> ConfigDict:
           follows=_ordered(),        # method -> the tuned one whose value it takes
       )),
       claims=_ordered(),             # name -> what is claimed, see `_claim`
+      curves=ConfigDict(dict(metric="", methods=())),  # shown at every evaluation; "": no table
       sweeps=_ordered(),             # name -> a parameter and its methods, see `_sweep`
   ), changes)
 
@@ -440,6 +454,8 @@ def _claim() -> ConfigDict:
       before="", after="",   # stages that measure a teacher before and after its training, if the
                              # claim is about what a student learns of that; "": it is not. Of
                              # "recovered" the weak floor and the strong ceiling
+      may_fall=False,        # whether there is a verdict if b ends below its start, for claims that
+                             # it does harm
       paired=True,           # by seed; False: a and b do not see the same rows (one is SFT)
       primary=False,         # or exploration
   ))

@@ -98,7 +98,7 @@ def get_config(arg=""):
   common = dict(verifier=dict(name="notes"), writers=("jsonl",))
   judged = dict(prompts=256 if full else 8, samples=samples, ks=(1,), batch=64 if full else 8)
   trained = dict(
-      log_every=10, checkpoint=dict(every=100_000, keep_last=1, keep_best=0),
+      log_every=10, checkpoint=dict(every=250 if full else 10, keep_last=1, keep_best=0),
       batch=dict(tokens=ROW * ROWS, buckets=(ROW,), chunk=512 if full else 32), **common)
 
   def policy(source):

@@ -23,7 +23,11 @@ PEERS = dict(
     another_success=dict(peers="another_success"), failure=dict(peers="failure"),
     success_failure=dict(peers="success_failure"), all_successes=dict(peers="all_successes"),
     random_peers=dict(control="random"), unrelated=dict(control="unrelated"),
-    successes_only=dict(control="successes"), feedback=dict(peers="plain", feedback="always"),
+    successes_only=dict(control="successes"),
+    random_tokens=dict(control="random", match="tokens"),
+    unrelated_tokens=dict(control="unrelated", match="tokens"),
+    successes_tokens=dict(control="successes", match="tokens"),
+    summaries=dict(summary=40), feedback=dict(peers="plain", feedback="always"),
     frozen={}, current={}, trust_region={})
 PARAMS = ("frozen", "current", "trust_region")
 PEERS_LOSS = dict(surrogate="jsd", beta=0.5, top_k=100, top_of="student", tail="bucket",
@@ -45,19 +49,24 @@ order, and make one update a batch; GRPO makes two, as in `configs/grpo.py`. MOP
 successes and a failure and asks the student's average (rate 0.05); SDPO shows one success; of the
 others each row of the table says what differs from MOPD (the trust region is 95% the first
 student's logits and 5% the present one's, `feedback` what the verifier says of a failed response
-alone). A rollout whose context gained nothing carries no loss."""
+alone, `summaries` shows at most 40 tokens in each peer's place; controls equal MOPD's number of
+peers, those called `_tokens` its length). A context has at most 320 tokens, beyond which peers are
+dropped, the longest first. A rollout whose context gained nothing carries no loss."""
 
 NOTES = """\
 The effects tested for are our choice, the smallest that we would call one: the paper's numbers are
 of models ten thousand times as large (LiveCodeBench v6, 8B: 30.97 base, 43.65 GRPO, 49.49 SDPO,
-61.82 MOPD), and not all of them are wins (AIME25, 4B: GRPO 25.80, MOPD 25.41, SDPO 7.81).
-Contexts, controls and teachers have the learning rate of `mopd`, not tuned for them.
+61.82 MOPD), and not all of them are wins (AIME25, 4B: GRPO 25.80, MOPD 25.41, SDPO 7.81). Contexts,
+controls and teachers have the learning rate of `mopd`, not tuned for them.
 
 There are few ways to write the right working of such a question down, and nobody is shown a peer
 that wrote what he did himself: a rollout that is right mostly sees failures alone, one that is
-wrong sees all that its row says. Which context tells right responses from wrong ones is the
-subject of `notebooks/03_teacher_signal.ipynb`: of the seven, all successes are best on seven of the
-eight metrics, two successes and a failure on none (the tiny student, 19 questions)."""
+wrong sees all that its row says. So it is for this task, under the rule of training, that which
+context tells right responses from wrong ones cannot be said: hardly a right response has a right
+peer of other words. `notebooks/03_teacher_signal.ipynb` shows copies too, and says what that is
+worth: there all successes are best on seven of the eight metrics, two successes and a failure on
+none (19 questions). With one update a batch the importance of a token is 1 but for rounding, and
+its cap of 2 does nothing."""
 
 
 def get_config(arg=""):
@@ -108,6 +117,12 @@ def get_config(arg=""):
       random=above("Verified peers > random peers, matched", "random_peers", "above"),
       unrelated=above("Peers > texts of unrelated prompts, matched", "unrelated", "above"),
       successes=above("A failure helps: > successes only, matched", "successes_only", "above"),
+      random_t=above("Verified peers > random peers, matched by tokens", "random_tokens", "above"),
+      unrelated_t=above("Peers > texts of unrelated prompts, by tokens", "unrelated_tokens",
+                        "above"),
+      successes_t=above("A failure helps: > successes only, by tokens", "successes_tokens",
+                        "above"),
+      summaries=above("Peers' texts > the student's summaries of them", "summaries"),
       frozen=above("The average as teacher > the student at the start", "frozen", "above"),
       current=above("The average as teacher > the student as it is", "current", "above"),
       trust=above("The average as teacher > a trust region's logits", "trust_region", "above"))

@@ -48,6 +48,13 @@ asks as often. All learn the same questions with as many updates, and are evalua
 plain questions, before, after and, those of OPCD, behind every epoch."""
 
 NOTES = """\
+W is fitted first because the shipped one's critiques mislead: S with them is below S alone (README,
+"A weak critic at inference time"). The judge has learned from labels that the truth made, and is
+the strongest model here; that of `weak_judged` has learned the same from `tiny:weak`. In `self` S
+criticizes without the practice that W has had. The chains are sampled at temperature 1 throughout.
+`unfiltered`, `rubric` and the weak model's answers and logits are claimed to do harm, or to do less
+than nothing: that they end below their start withholds no verdict.
+
 What the other methods are given is not what OPCD is: SFT on the truth has worked solutions, one a
 question, in {steps} batches, the weak model's answers and logits as many, and none of them pays for
 critiques. Filters and controls have the rate tuned for `opcd`, the weak model's answers that of SFT
@@ -79,9 +86,9 @@ def get_config(arg=""):
         context=dict(budget=320, buckets=(160, 240) if full else ()),
         eval=judged | dict(every=1)) | changes)
 
-  def checked(name):
+  def checked(name, judge="judge"):
     """OPCD with a judge's word, alone or beside the outcome."""
-    return opcd(filter=name, rubric=RUBRIC, judge=dict(source="stage:judge"))
+    return opcd(filter=name, rubric=RUBRIC, judge=dict(source=f"stage:{judge}"))
 
   def given(**changes):
     """SFT, of the data's worked solutions or of a teacher's answers."""
@@ -104,7 +111,8 @@ def get_config(arg=""):
         optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=20, b2=0.98)))
 
   stages = dict(critic=fitted("tiny:weak", sizes["critic"], plain=0.3, critic=0.7),
-                judge=fitted("tiny:teacher", sizes["judge"], judge=1.0))
+                judge=fitted("tiny:teacher", sizes["judge"], judge=1.0),
+                weak_judge=fitted("tiny:weak", sizes["judge"], judge=1.0))
   methods = dict(
       chains=configs.critique_refine(
           student=dict(source="tiny:student"), critic=dict(source="stage:critic"),
@@ -117,6 +125,7 @@ def get_config(arg=""):
       opcd=opcd(),
       refinements=opcd(loss=dict(signal="verified", surrogate="score_function")),
       unfiltered=opcd(filter="none"), rubric=checked("rubric"), both=checked("both"),
+      weak_judged=checked("both", "weak_judge"),
       self=opcd(control="self", critic=dict(source="")),
       without=opcd(3 * sizes["answers"] // 2, control="none", critic=dict(source="")),
       truth=given(),
@@ -136,32 +145,38 @@ def get_config(arg=""):
   def better(text, b, paper, effect=0.03, **changes):
     return dict(dict(a="opcd", metric=mean) | changes, text=text, paper=paper, b=b, effect=effect)
 
-  claims = {}
+  claims = {f"weak_{k}": at(k, "S only - W only", 0.1, paper=paper) for k, paper in (
+      (1, "71.67 and 40.00"), (max(sizes["ks"]), "86.67 and 73.33"))}  # else W is not weak
   for k in sizes["ks"]:
     claims[f"critic_{k}"] = at(k, "S + W critic - S only", 0.03, paper={
         1: "71.67 to 75.00", 16: "86.67 to 90.00"}.get(k, "above"), primary=k == 16)
     if k > 1:
       claims[f"best_{k}"] = at(k, "S + best critic - S + random critic", 0.01, paper="above")
       claims[f"random_{k}"] = at(k, "S + random critic - S + worst critic", 0.01, paper="above")
+  harm = dict(may_fall=True)  # it is claimed, of bad critiques and of a weak teacher
   claims |= dict(
       gain=better("OPCD > its start", "", "above", primary=True,
                   metric=mean.replace("eval", "gain")),
-      filter=better("OPCD, filtered by outcome > unfiltered", "unfiltered", "above"),
-      rubric=better("OPCD, filtered by outcome > by rubric alone", "rubric", "above"),
+      filter=better("OPCD, filtered by outcome > unfiltered", "unfiltered", "above", **harm),
+      on=better("OPCD, filtered by both > unfiltered", "unfiltered", "above", a="both", **harm),
+      rubric=better("OPCD, filtered by outcome > by rubric alone", "rubric", "above", **harm),
       both=better("OPCD, filtered by both > by outcome alone", "opcd", "above", 0.02, a="both"),
+      judge=better("OPCD, filtered by both with a weak judge > unfiltered", "unfiltered",
+                   "(our addition)", a="weak_judged", **harm),
       self=better("OPCD > self-critique", "self", "above", 0.02),
       without=better("OPCD > refining without a critique", "without", "above", 0.02),
       refinements=better("OPCD > SFT on refinements", "refinements", "above", 0.02, primary=True),
       weak_answers=better("OPCD > SFT on the weak model's answers", "weak_answers", "above",
-                          paired=False),
-      weak_logits=better("OPCD > distilling the weak model's logits", "weak_logits", "above"),
+                          paired=False, **harm),
+      weak_logits=better("OPCD > distilling the weak model's logits", "weak_logits", "above",
+                         **harm),
       truth=better("OPCD > SFT on ground truth", "truth", "above", paired=False))
   tuned = ("opcd", "refinements", "truth")
   if smoke:
     tuned = ("opcd",)
-    del stages["judge"]
+    del stages["judge"], stages["weak_judge"]
     methods = {name: methods[name] for name in ("chains", "opcd")}
-    claims = {name: claims[name] for name in ("critic_2", "best_2", "gain")}
+    claims = {name: claims[name] for name in ("weak_1", "critic_2", "best_2", "gain")}
   seeds = dict.fromkeys(methods, 5) | dict.fromkeys(("chains", "opcd", "refinements"), 10)
   suffix = f":{form}" if form else ""
   return configs.claims(
@@ -176,4 +191,7 @@ def get_config(arg=""):
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: "truth" if name == "weak_answers" else "opcd"
                          for name in methods if name not in (*tuned, "chains")}),
+      curves=dict(metric=mean, methods=tuple(name for name in (
+          "both", "opcd", "rubric", "unfiltered", "weak_judged", "self", "without", "refinements")
+          if name in methods)),
       claims=claims)

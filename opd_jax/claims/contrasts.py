@@ -132,7 +132,8 @@ def withheld(config: ml_collections.ConfigDict, found: Measured,
                      for stage in (claim.before, claim.after))
     if not after - before >= TEACHER_GAIN:
       return "no gain of the teacher"
-  if claim.kind == "difference" and found.methods.get(claim.b) and not claim.over:
+  if (claim.kind == "difference" and found.methods.get(claim.b) and not claim.over
+      and not claim.may_fall):
     start = at_start(config, found, claim.b, claim.metric)
     if statistics.interval([value - start for value in
                             by_seed(found, claim.b, claim.metric).values()]).high < 0.0:

@@ -27,7 +27,7 @@ import ml_collections
 from opd_jax import pipelines
 from opd_jax.claims import curves, measured
 
-LOG = "log.txt"
+LOG, BEGUN = "log.txt", "begun.json"
 
 
 class Worker:
@@ -48,9 +48,9 @@ class Worker:
     theirs.close()
     self._process = process
 
-  def give(self, config: ml_collections.ConfigDict, workdir: str) -> None:
+  def give(self, config: ml_collections.ConfigDict, workdir: str, rests_on: str) -> None:
     """Asks for a run; `pipe` becomes readable when it is done."""
-    self.pipe.send((config.to_dict(), workdir))
+    self.pipe.send((config.to_dict(), workdir, rests_on))
 
   def take(self) -> dict[str, Any]:
     """What the run has measured. Raises: RuntimeError saying why there is nothing."""
@@ -111,18 +111,29 @@ def serve(pipe: connection.Connection, cache: str | None) -> None:
   pipe.send((machine(), ""))
   with contextlib.suppress(EOFError, ConnectionError):
     while True:
-      config, workdir = pipe.recv()
+      config, *where = pipe.recv()
       try:
-        answer = run(ml_collections.ConfigDict(config), workdir), ""
+        answer = run(ml_collections.ConfigDict(config), *where), ""
       except Exception as error:  # whatever a pipeline can raise; the others go on
         answer = {}, f"{type(error).__name__}: {error}"
       pipe.send(answer)
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
-  """Runs a pipeline from its beginning, its output in `workdir/log.txt`, and measures it."""
-  shutil.rmtree(workdir, ignore_errors=True)  # what a sitting that was killed has left
-  pathlib.Path(workdir).mkdir(parents=True)
+def run(config: ml_collections.ConfigDict, workdir: str, rests_on: str) -> dict[str, Any]:
+  """Runs a pipeline, its output in `workdir/log.txt`, and measures it.
+
+  What a sitting that was killed has left of the same run is gone on with, if its pipeline can;
+  "wall_s" is then of the last part.
+
+  Args:
+    rests_on: all that the numbers depend on. What another left in the workdir, or a run that has
+      come to its end or failed, is removed.
+  """
+  begun = pathlib.Path(workdir, BEGUN)
+  if not begun.is_file() or begun.read_text() != rests_on:
+    shutil.rmtree(workdir, ignore_errors=True)
+    begun.parent.mkdir(parents=True)
+    begun.write_text(rests_on)
   with logged(pathlib.Path(workdir, LOG)):
     start = time.perf_counter()
     try:
@@ -131,6 +142,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     except FloatingPointError as error:  # that a setting does not hold is a result
       traceback.print_exc()
       found = measured.diverged(config, workdir, str(error))
+    except Exception:
+      begun.unlink()
+      raise
+    begun.unlink()
     return found | {"wall_s": round(time.perf_counter() - start, 1)}
 
 
@@ -138,7 +153,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 def logged(path: pathlib.Path) -> Iterator[None]:
   """All that this process prints goes to a file: no live bar draws over that of another."""
   before = os.dup(1), os.dup(2)
-  with path.open("w") as file:
+  with path.open("a") as file:
     for descriptor in (1, 2):
       os.dup2(file.fileno(), descriptor)
     try:

@@ -120,6 +120,10 @@ class Ledger:
               if isinstance(value, str) and value.startswith(identity.STAGE)}
     return changed(config, places)
 
+  def rests_on(self, cell: Cell) -> str:
+    """All that the numbers of a cell depend on, whose stages are there."""
+    return json.dumps(self._identity(cell), sort_keys=True)
+
   def folder(self, cell: Cell) -> str:
     """Where a cell is run."""
     return str(self._workdir / cell.name)

@@ -74,6 +74,8 @@ def render(config: ml_collections.ConfigDict, found: Measured, left: Sequence[st
     parts += [f"### {claim.text}: domain by domain", experts_table(config, found, claim)]
   for sweep in config.sweeps.values():
     parts += [f"### {sweep.text}", *sweep_table(config, found, sweep)]
+  if config.curves.metric:
+    parts += [f"### {labeled(config.curves.metric)} over training", curves(config, found)]
   parts += ["### Methods and budgets", methods(config, found),
             BUDGETS.format(spread=spread(config, found))]
   if config.tune.methods:
@@ -168,6 +170,27 @@ def sweep_table(config: ml_collections.ConfigDict, found: Measured,
   return [f"The paper: {sweep.paper}" if sweep.paper else "",
           table((sweep.parameter, "method", "seeds", *map(labeled, sweep.metrics)), rows),
           SWEEP.format(steps="; ".join(steps) or "none")]
+
+
+def curves(config: ml_collections.ConfigDict, found: Measured) -> str:
+  """A metric of some methods at each of their evaluations, and the best and the last of its means.
+  """
+  metric, rows, steps = config.curves.metric, [], []
+  for method in config.curves.methods:
+    cells = {seed: cell for seed, cell in found.methods.get(method, {}).items()
+             if metric in cell.get("curves", {})}
+    by_step: dict[int, dict[int, float]] = {}
+    for seed, cell in cells.items():
+      for step, value in zip(cell["curves"]["step"], cell["curves"][metric]):
+        by_step.setdefault(step, {})[seed] = math.nan if value is None else value
+    means = {step: statistics.interval(list(values.values())) for step, values in by_step.items()}
+    steps = sorted(set(steps) | means.keys())
+    rows.append((method, str(len(cells)), means))
+  return table(("method", "seeds", *(f"after {step}" for step in steps), "peak"), [
+      [f"`{method}`", seeds, *(within(means[step], number_of(metric)) if step in means else ""
+                               for step in steps),
+       f"after {max(means, key=lambda step: means[step].mean)}" if means else ""]
+      for method, seeds, means in rows])
 
 
 def shared(curve: Sequence[statistics.BySeed]) -> list[statistics.BySeed]:

@@ -41,7 +41,8 @@ METHODS = {"S only": "answers", "W only": "weak_answers", "S + W critic": "refin
            "S + worst critic": "selected_worst"}
 
 DIFFERENCES = (("S + W critic", "S only"), ("S + best critic", "S + random critic"),
-               ("S + random critic", "S + worst critic"), ("S + worst critic", "S only"))
+               ("S + random critic", "S + worst critic"), ("S + worst critic", "S only"),
+               ("S only", "W only"))
 
 
 class Choice(NamedTuple):

@@ -12,6 +12,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
@@ -178,29 +179,31 @@ def following(workdir: str | pathlib.Path) -> Mapping[str, Any]:
 def over_optimization(study: Study) -> Figure:
   """Figure 9: win rate over the weak teacher by KL(student || base), at every evaluation.
 
-  A line is a method with its regularization, from the start of training, which is on the left, to
-  its end, which is marked; seeds are averaged.
+  A line is a method with its regularization, the darker the larger, from the start of training,
+  which is on the left, to its end, which is marked; seeds are averaged.
   """
-  figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-  axis, drawn = figure.subplots(), 0
-  kinds = {"dpo": "tab:red", "eve": "tab:blue", "ratio": "tab:blue", "sft": "tab:gray"}
-  for name, cells in study.methods.items():
-    color = kinds.get(name.partition("_")[0])
-    if color is None or re.search(r"_[xk]\d", name):
-      continue
-    x, y = (np.mean([column(cell, metric) for cell in cells.values()], axis=0)
-            for metric in (KL, WINS))
-    if np.isfinite(x * y).any():
-      config = next(iter(cells.values()))["config"]["loss"]
-      how = {"dpo": f"beta {config['dpo']['beta']:g}", "eve": f"ratio {config['eve']['ratio']:g}"}
-      axis.plot(x, 100.0 * y, ".-", color=color, alpha=0.5, linewidth=1)
-      axis.plot(x[-1], 100.0 * y[-1], "o", color=color)
-      axis.annotate(f"{name} ({how[config['objective']]})", (x[-1], 100.0 * y[-1]), fontsize=8,
-                    xytext=(4, 2), textcoords="offset points")
-      drawn += 1
+  figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+  axis = figure.subplots()
+  regularized = {
+      "Reds": ("beta", lambda loss: loss["dpo"]["beta"], r"dpo(_0p\d+)?"),
+      "Blues": ("beta / lambda", lambda loss: loss["eve"]["ratio"], r"eve|ratio_\w+"),
+      "Greys": ("", lambda loss: 1.0, "sft")}
+  for colors, (label, of, names) in regularized.items():
+    found = sorted((of(next(iter(cells.values()))["config"]["loss"]), name)
+                   for name, cells in study.methods.items() if re.fullmatch(names, name))
+    for i, (value, name) in enumerate(found):
+      x, y = (np.mean([column(cell, metric) for cell in study.methods[name].values()], axis=0)
+              for metric in (KL, WINS))
+      if np.isfinite(x * y).any():
+        axis.plot(x, 100.0 * y, "o-", linewidth=1, markersize=5, markevery=[-1],
+                  color=matplotlib.colormaps[colors](0.4 + 0.6 * (i + 1) / len(found)),
+                  label=f"{name} ({label} {value:g})" if label else name)
   axis.axhline(50.0, color="gray", linestyle=":", linewidth=1)
   axis.set(xlabel="KL(student || base), nats a response (k3)", ylabel="wins over the weak, %")
-  return figure if drawn else _empty(figure, [axis])
+  if axis.get_legend_handles_labels()[0]:
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+  return _empty(figure, [axis])
 
 
 def _weighed(config: Mapping[str, Any]) -> Any:

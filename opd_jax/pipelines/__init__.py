@@ -19,6 +19,7 @@ PIPELINES = {
     "critique_refine": "opd_jax.pipelines.critique_refine",
     "position_bias": "opd_jax.pipelines.position_bias",
     "teacher_signal": "opd_jax.pipelines.teacher_signal",
+    "diversity": "opd_jax.pipelines.diversity",
     "judged": "opd_jax.pipelines.judged",
     "claims": "opd_jax.pipelines.claims",
 }

@@ -81,7 +81,7 @@ def work(config: ml_collections.ConfigDict, ledger: Ledger, workers: list[crew.W
       if worker not in busy and time.monotonic() < end:
         if cell := upcoming(config, ledger, begun, list(busy.values())):
           begun.add(cell.name)
-          worker.give(ledger.resolved(cell.config), ledger.folder(cell))
+          worker.give(ledger.resolved(cell.config), ledger.folder(cell), ledger.rests_on(cell))
           busy[worker] = cell
     if not busy:
       break
@@ -271,6 +271,7 @@ def check(config: ml_collections.ConfigDict) -> None:
            f"claims.{name} recovers a gap; say from which stage `before` to which `after`")
     refuse(claim.kind == "experts" and claim.effect <= 0,
            f"claims.{name}.effect is {claim.effect:g}; a lead over experts is above 0")
+  known("curves.methods", config.curves.methods, methods)
   for name, sweep in config.sweeps.items():
     known(f"sweeps.{name}.methods", sweep.methods, methods)
     known(f"sweeps.{name}.base", [sweep.base] if sweep.base else [], stages)

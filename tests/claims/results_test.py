@@ -284,6 +284,23 @@ class RenderTest(absltest.TestCase):
       stages = measured().stages | dict(base=cell("base", start, 0.3, 0.3))  # old: 0.40 to 0.42
       text = results.render(config, measured(stages=stages), [])
       self.assertEqual(row(text, "new")[4::2], ["+11.0 [+8.5, +13.5]", verdict])
+    config.claims.more.may_fall = True  # `old` is claimed to do harm
+    self.assertEqual(row(results.render(config, measured(stages=stages), []), "new")[6],
+                     "**reproduced**")
+
+  def test_a_metric_over_training(self):
+    methods = measured().methods
+    for seed, values in enumerate(([0.3, 0.5, 0.4], [0.3, 0.7, 0.4], [0.3, None, 0.4])):
+      methods["new"][seed]["curves"] = {"step": [0, 5, 10], MEAN: values}
+    config = make(curves=dict(metric=MEAN, methods=("new", "old")))
+    methods["new"].pop(2)
+    _, _, below = results.render(config, measured(methods=methods), []).partition("over training")
+    self.assertEqual(row(below, "method"), ["method", "seeds", "after 0", "after 5", "after 10",
+                                            "peak"])
+    self.assertEqual(row(below, "`new`")[:3], ["`new`", "2", "30.0 [30.0, 30.0]"])
+    self.assertStartsWith(row(below, "`new`")[3], "60.0 [")
+    self.assertEqual(row(below, "`new`")[5], "after 5")
+    self.assertEqual(row(below, "`old`")[:3], ["`old`", "0", ""])
 
   def test_budgets_come_from_the_cells(self):
     methods = measured().methods

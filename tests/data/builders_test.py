@@ -1,14 +1,17 @@
 """Data sets hold what was put in, say where a row is bad, and are never read stale."""
 
+import base64
 import gzip
 import json
 import math
 import os
 import pathlib
+import pickle
 import random
 import re
 import subprocess
 import sys
+import zlib
 
 from absl.testing import absltest, parameterized
 import ml_collections
@@ -229,11 +232,37 @@ class ProgramsTest(parameterized.TestCase):
         (f"{METHOD}\n    return x", method, 0.0)):
       self.assertEqual(unit_tests.verify(text, row["answer"]).reward, reward)
 
+  def packed(self, value):
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+  def test_livecodebenchs_hidden_tests_as_they_are_published(self):
+    tests = [{"input": "4\n", "output": "8\n", "testtype": "stdin"}]
+    given = dict(question_id="a", question_content="Double it.", starter_code="", metadata="{}",
+                 public_test_cases='[{"input": "3\\n", "output": "6\\n", "testtype": "stdin"}]')
+    (plain,), (packed,) = (self.rows(dict(given, private_test_cases=text)) for text in (
+        json.dumps(tests), self.packed(json.dumps(tests))))
+    self.assertEqual(plain, packed)
+    self.assertEqual(json.loads(packed["answer"])["stdins"], ["3\n", "4\n"])
+
+  def test_a_pickle_that_would_call_something_is_not_opened(self):
+    marked = pathlib.Path(self.create_tempdir().full_path, "called")
+
+    class Hostile:
+      def __reduce__(self):
+        return os.mkdir, (str(marked),)
+
+    for value, why in ((Hostile(), "posix.mkdir; it is not opened"), (7, "not packed as published"),
+                       ([1], "not packed as published")):
+      with self.assertRaisesRegex(ValueError, why):
+        self.rows(dict(question_id="a", public_test_cases="[]",
+                       private_test_cases=self.packed(value)))
+    self.assertFalse(marked.exists())
+
   @parameterized.parameters(
       (dict(task_id="x"), r"line 1: no exercise; the row has \['task_id'\], wanted one of"),
       (dict(task_id="x", test=""), "not the exercise that its field 'test' promises .KeyError"),
       (dict(question_id="x", public_test_cases="[]", private_test_cases="eJx"),
-       "not the exercise that its field 'public_test_cases' promises .JSONDecodeError"),
+       "not the exercise that its field 'public_test_cases' promises .* hidden tests are no JSON"),
   )
   def test_bad_rows_are_named(self, record, message):
     with self.assertRaisesRegex(ValueError, message):

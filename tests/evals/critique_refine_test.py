@@ -158,7 +158,7 @@ class StudyTest(absltest.TestCase):
     results = critique_refine.study(found, [1, 2], seed=0)
     self.assertEqual(list(results["means"]), ["S only", "W only", "S + W critic"])
     self.assertEqual((list(results["differences"]), results["fell_back"]),
-                     (["S + W critic - S only"], {}))
+                     (["S + W critic - S only", "S only - W only"], {}))
     self.assertLen(critique_refine.picture(results).axes[0].lines, 3)
 
   def test_the_picture_has_a_line_a_method_and_the_gap_between_the_two(self):

@@ -18,7 +18,7 @@ from opd_jax.data.builders.arithmetic import chains
 from opd_jax.evals import diversity, metrics, paired, run, saved
 from opd_jax.evals.saved import Group
 from opd_jax.pipelines import evaluation
-from opd_jax.verifiers import exact_match
+from opd_jax.verifiers import exact_match, unit_tests
 
 
 def sentences(seed, count=5, longest=14):
@@ -188,6 +188,20 @@ class StudyTest(absltest.TestCase):
     self.assertEqual(means["success_unique"]["prompts"], 2)
     self.assertEqual(means["pass@8"]["prompts"], 0)
     self.assertIsNone(means["pass@8"]["mean"])
+
+  def test_programs_of_responses_as_the_verifier_reads_them(self):
+    fenced = "Here:\n```python\n{}\n```\nIt is done."
+    groups = [group([fenced.format("x = 1"), fenced.format("y = 2"),
+                     fenced.format("for i in x:\n  print(i)")], [1, 1, 0])]
+    found = diversity.per_prompt(groups, (1,), unit_tests.extract)
+    # Two assignments are one tree, the loop has nothing in common with them but Module and Load.
+    pairs = [diversity.tree_distance([unit_tests.extract(text) for text in two])
+             for two in itertools.combinations(groups[0].responses, 2)]
+    self.assertEqual(pairs[0], 0.0)
+    self.assertEqual(pairs[1], pairs[2])
+    self.assertGreater(pairs[1], 0.5)
+    self.assertAlmostEqual(found["tree_distance"][0], sum(pairs) / 3)
+    self.assertEqual((found["success_tree_distance"][0], found["unparsed"][0]), (0.0, 0.0))
 
   def test_programs_are_taken_from_responses_and_those_that_do_not_parse_counted(self):
     program = lambda text: re.sub("^.*:: ", "", text)

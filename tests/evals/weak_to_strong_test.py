@@ -74,7 +74,8 @@ class FiguresTest(absltest.TestCase):
                        cell("rl", objective="none", curves={"step": [0]}))
     axis = weak_to_strong.over_optimization(study).axes[0]
     np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0.0, 40.0], [3.0, 60.0]])
-    self.assertEqual([x.get_text() for x in axis.texts], ["dpo (beta 0.05)", "eve (ratio 1)"])
+    self.assertEqual([x.get_text() for x in axis.get_legend().get_texts()],
+                     ["dpo (beta 0.05)", "eve (beta / lambda 1)"])
 
   def test_benchmarks_of_both_kinds_stand_side_by_side(self):
     checked, judged, silent = (pathlib.Path(self.create_tempdir().full_path) for _ in range(3))

@@ -49,9 +49,9 @@ def run(config, workdir):
   configs.validate(config)
   names, notes, give = [], [], crew.Worker.give
 
-  def spy(worker, section, folder):
+  def spy(worker, section, folder, rests_on):
     names.append(os.path.relpath(folder, workdir))
-    give(worker, section, folder)
+    give(worker, section, folder, rests_on)
 
   with mock.patch.object(crew.Worker, "give", spy), \
        mock.patch.object(progress, "note", notes.append):
@@ -178,8 +178,8 @@ class SittingTest(parameterized.TestCase):
     workdir, give = self.create_tempdir().full_path, crew.Worker.give
     methods = dict(one=asking(), two=asking())
 
-    def deadly(worker, section, folder):
-      give(worker, section, folder)
+    def deadly(worker, section, folder, rests_on):
+      give(worker, section, folder, rests_on)
       if folder.endswith("one-s0"):
         worker._process.kill()
       if folder.endswith("one-s1"):

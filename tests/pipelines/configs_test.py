@@ -45,7 +45,7 @@ class SmokeTest(parameterized.TestCase):
       self.assertEqual("responses.jsonl" in left, bool(config.student.source))
       return
     if config.pipeline in ("context_use", "position_bias", "teacher_signal", "critique_refine",
-                           "judged"):
+                           "diversity", "judged"):
       self.assertContainsSubset({f"{config.pipeline}.json"}, left)
       return
     self.assertContainsSubset({"metrics.jsonl", "eval", "tensorboard"}, left)

@@ -19,7 +19,7 @@ from safetensors import numpy as safetensors
 from opd_jax import config as configs
 from opd_jax import keys, main, preemption, sharding, train_state
 from opd_jax.data import builders, loader
-from opd_jax.pipelines import objective, opd
+from opd_jax.pipelines import objective, opd, peers
 from opd_jax.pipelines import policy as policies
 from opd_jax.pipelines import stages, teacher_samples
 from opd_jax.rollouts import scorer
@@ -551,11 +551,14 @@ class FormulaTest(parameterized.TestCase):
 class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters("opd", "exopd", "exopd_multi_teacher", "exopd_reward_correction",
-                            "iw_opd", "gkd", "grpo", "sft")
+                            "iw_opd", "gkd", "grpo", "sft", "mopd", "sdpo", "dpo_online", "simpo",
+                            "verified_sft")
   def test_every_form_is_valid_and_some_quick_ones_run(self, name):
     for form in ("paper", "quick", ""):
       configs.validate(load(name, form))
-      if name != "sft":
+      if name in ("mopd", "sdpo"):
+        peers.check(load(name, form))
+      elif name != "sft":
         objective.check(load(name, form))
     paper = load(name, "paper")
     batches = ([loader.rows_in(size, paper.batch.tokens) for size in paper.batch.buckets]

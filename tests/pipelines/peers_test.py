@@ -1,6 +1,7 @@
 """MOPD: each rollout is heard behind its own context, by the student in one of its forms."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -13,14 +14,15 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from opd_jax import config as configs
-from opd_jax import keys, preemption, sharding, train_state
-from opd_jax.pipelines import on_policy, peers, teachers
+from opd_jax import keys, preemption, sharding, train_state, verifiers
+from opd_jax.pipelines import in_context, on_policy, opd, peers, teachers
 from opd_jax.pipelines import policy as policies
 from opd_jax.rollouts import batch as batches
 from opd_jax.rollouts import scorer
 from opd_jax.teachers import contexts
 from opd_jax.teachers import params as teacher_params
-from opd_jax.verifiers import Verdict
+from opd_jax.verifiers import Verdict, sandbox
+from tests.verifiers import sandbox_test, unit_tests_test
 
 JSD = dict(surrogate="jsd", top_k=100)
 # Of one prompt all three kinds of verdicts, of the other none that a peer could learn from.
@@ -28,6 +30,11 @@ QUESTIONS = ("Compute 3+4 mod 10.", "Compute 9*2-5 mod 10.")
 TEXTS = ("3+4=7\n#### 7", "7\n#### 7", "3+4=8\n#### 8", "#### 7",
          "9*2=8\n8-5=3\n#### 3", "9*2=8", "8-5=3\n#### 3", "#### 3")
 REWARDS = (1, 1, 0, 1, 0, 0, 0, 0)
+
+
+def log_softmax(logits):
+  top = logits - logits.max(-1, keepdims=True)
+  return top - np.log(np.exp(top).sum(-1, keepdims=True))
 
 
 def tiny(**changes):
@@ -141,14 +148,47 @@ class HeardTest(parameterized.TestCase):
     made = contexts.make(peers.groups(self.verified, 4), contexts.Settings(config.context.budget),
                          self.student.tokenizer, keys.at(keys.root(7), "context", 3))
     ids, response = made[0].ids, self.responses[0]
-    tokens = np.array([[*ids, *response]])
-    logits = lambda params: np.asarray(self.student.model.apply(
-        {"params": params}, self.student.model.apply(
-            {"params": params}, tokens, np.arange(tokens.shape[1])[None],
-            np.ones_like(tokens))[0], method="logits"), np.float64)[0, len(ids) - 1:-1]
-    mixed = 0.75 * logits(self.student.params) + 0.25 * logits(self.state.params)
-    normalizer = np.log(np.exp(mixed - mixed.max(-1, keepdims=True)).sum(-1)) + mixed.max(-1)
-    return mixed[np.arange(len(response)), response] - normalizer
+    mixed = (0.75 * self.logits(self.student.params, ids, response)
+             + 0.25 * self.logits(self.state.params, ids, response))
+    return log_softmax(mixed)[np.arange(len(response)), response]
+
+  def logits(self, params, ids, response):
+    """f64[T, V] at the tokens of a response, in a batch of its own."""
+    tokens, apply = np.array([[*ids, *response]]), self.student.model.apply
+    hidden = apply({"params": params}, tokens, np.arange(tokens.shape[1])[None],
+                   np.ones_like(tokens))[0]
+    logits = apply({"params": params}, hidden, method="logits")
+    return np.asarray(logits, np.float64)[0, len(ids) - 1:-1]
+
+  @parameterized.parameters(1, 2)
+  def test_the_loss_is_the_divergence_over_likely_tokens_by_importance(self, updates):
+    loss = dict(surrogate="jsd", beta=0.5, top_k=5, top_of="student", tail="bucket",
+                divergence_importance=True, importance_cap=2.0, updates_per_batch=updates)
+    config = tiny(loss=loss)
+    batch, _ = self.grade(loss=loss)
+    model, params = self.student.model, self.state.params
+    now = np.asarray(scorer.logprobs(model, params, self.batch)[0])
+    ratio = np.random.default_rng(0).choice([0.5, 1.0, 3.0], now.shape)
+    batch = batch.replace(sampler_logprobs=np.float32(now - np.log(ratio)))
+    head = in_context.heads(model, self.state.ema)
+    compute = jax.jit(functools.partial(opd.loss, model, config.loss))
+    total, columns = compute(params, batch, (head,))
+
+    made = contexts.make(peers.groups(self.verified, 4), contexts.Settings(config.context.budget),
+                         self.student.tokenizer, keys.at(keys.root(7), "context", 3))
+    weighted = []
+    for i, response in enumerate(self.responses):
+      plain = self.student.tokenizer.encode_chat([{"role": "user", "content": QUESTIONS[i // 4]}])
+      own = np.exp(log_softmax(self.logits(params, plain, response)))
+      taught = np.exp(log_softmax(self.logits(self.state.ema, made[i].ids, response)))
+      for t in range(len(response)):
+        top = np.argsort(-own[t])[:5]
+        p, q = (np.append(x[t, top], 1.0 - x[t, top].sum()) for x in (own, taught))
+        middle = (p + q) / 2
+        value = (p @ np.log(p / middle) + q @ np.log(q / middle)) / 2
+        np.testing.assert_allclose(columns["loss/divergence"][i, t], value, rtol=2e-3, atol=2e-6)
+        weighted.append(value * min(ratio[i, t], 2.0))
+    np.testing.assert_allclose(total, np.mean(weighted), rtol=1e-3)
 
   def test_what_is_kept_of_the_student_is_a_copy(self):
     whose = teacher_params.of_student("frozen", {"w": (w := jnp.ones(3))})
@@ -217,6 +257,61 @@ class RunTest(parameterized.TestCase):
     found = run("host")
     self.assertEqual(found, run("device"))
     self.assertIn("loss/total", found)
+
+  def programs(self, **verifier):
+    """A run on an exercise: double a number."""
+    file = self.create_tempfile(content=json.dumps(dict(
+        question_id="a", question_content="Double it.", starter_code="", metadata="{}",
+        public_test_cases='[{"input": "3\\n", "output": "6\\n", "testtype": "stdin"}]',
+        private_test_cases="")) + "\n").full_path
+    return tiny(
+        data=dict(builder="programs", builder_kw=dict(train=file, test=file)),
+        verifier=dict(name="unit_tests", timeout_s=1.0, workers=2) | verifier, export=False,
+        rollout=dict(prompts=1, group_size=8, max_prompt=80),
+        eval=dict(prompts=1, samples=2, ks=(1,), batch=1))
+
+  def test_a_run_goes_on_whatever_programs_it_writes(self):
+    sandbox_test.isolated(self)
+    written = ["print(2 * int(input()))", "print(2 * int(input()) if True else 0)", *(
+        unit_tests_test.HOSTILE[name][0].format(home="/root/x", port=80) + "\nf()" for name in (
+            "fork_bomb", "endless_print", "kill_everyone", "read_home", "open_socket",
+            "ten_gigabytes"))]
+    make, heard = verifiers.make, []
+
+    @contextlib.contextmanager
+    def writes(**settings):
+      with make(**settings) as verify:
+        def judge(texts, answers):
+          verdicts = verify((written * len(texts))[:len(texts)], answers)
+          heard.append(verdicts)
+          return verdicts
+        yield judge
+
+    workdir = self.create_tempdir().full_path
+    with mock.patch.object(verifiers, "make", writes):
+      peers.run(self.programs(), workdir)
+    steps = [verdicts for verdicts in heard if len(verdicts) == 8]
+    self.assertLen(steps, 2)
+    for verdicts in steps:
+      self.assertEqual([verdict.reward for verdict in verdicts], [1.0] * 2 + [0.0] * 6)
+      self.assertTrue(all(verdict.feedback.startswith("Test 1 of 1 failed") for verdict
+                          in verdicts[2:]), verdicts)
+    lines = [json.loads(line) for line in
+             pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    self.assertEqual([line["rollout/reward"] for line in lines if "rollout/reward" in line],
+                     [0.25, 0.25])
+    self.assertEmpty(sandbox_test.jails())
+
+  def test_without_isolation_a_run_on_code_does_not_start_unless_told(self):
+    with mock.patch.object(sandbox, "missing", lambda: "no such namespaces"):
+      workdir = self.create_tempdir().full_path
+      with self.assertRaisesRegex(ValueError, "no such namespaces.*allow_unsafe_code"):
+        peers.run(self.programs(), workdir)
+      self.assertFalse(pathlib.Path(workdir, "metrics.jsonl").exists())
+      with verifiers.make(**self.programs(allow_unsafe_code=True).verifier) as verify:
+        answer = json.dumps(dict(stdins=["3\n"], stdouts=["6\n"]))
+        self.assertEqual([verdict.reward for verdict in verify(
+            ["print(2 * int(input()))", "print(7)"], [answer] * 2)], [1.0, 0.0])
 
   @parameterized.parameters("ema", "trust_region")
   def test_resumed_it_chooses_the_same_peers_and_has_the_same_teacher(self, kind):

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import socket
+import tempfile
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -139,13 +140,21 @@ class HostileTest(parameterized.TestCase):
     self.assertEqual(verdict.reward, 0.0)
     self.assertStartsWith(verdict.feedback, "Test 1 of 2 failed: for the input '3\\n' the program ")
 
-  def test_the_run_goes_on(self):
-    texts = [HOSTILE[name][0] for name in ("fork_bomb", "endless_sleep", "kill_everyone",
-                                           "exit_at_once")]
+  def test_the_others_are_verified_all_the_same(self):
+    home = self.enterContext(tempfile.NamedTemporaryFile(dir=pathlib.Path.home()))
+    home.write(b"x")
+    home.flush()
+    server = self.enterContext(socket.create_server(("127.0.0.1", 0)))
+    hostile = [HOSTILE[name] for name in (
+        "fork_bomb", "endless_print", "kill_everyone", "read_home", "open_socket", "ten_gigabytes",
+        "endless_sleep", "exit_at_once")]
+    texts = [code.format(home=home.name, port=server.getsockname()[1]) for code, _ in hostile]
     with verifiers.make("unit_tests", workers=2, timeout_s=1.0) as verify:
       workers = [w.process.pid for w in verify._workers]
-      verdicts = verify([*texts, "f = lambda x: 2 * x"], [DOUBLE] * 5)
-      self.assertEqual([v.reward for v in verdicts], [0.0] * 4 + [1.0])
+      verdicts = verify([*texts, "f = lambda x: 2 * x"], [function(((), True))] * 8 + [DOUBLE])
+      self.assertEqual([v.reward for v in verdicts], [0.0] * 8 + [1.0])
+      for (_, reason), verdict in zip(hostile, verdicts):
+        self.assertRegex(verdict.feedback, reason)
       self.assertEqual([w.process.pid for w in verify._workers], workers)  # nobody was replaced
 
 

@@ -5,12 +5,16 @@ solution, which is run later, in the sandbox: nothing is run here.
 """
 
 import ast
+import base64
 import hashlib
 import inspect
+import io
 import json
 import pathlib
+import pickle
 import sys
 from typing import Any
+import zlib
 
 from opd_jax.data import chat
 from opd_jax.data.builders import jsonl
@@ -89,22 +93,39 @@ def exercise(record: dict[str, Any], task: str, question: str, before: str, solu
 def livecodebench(record: dict[str, Any]) -> dict[str, Any]:
   """A program between standard input and output, or a method of class Solution.
 
-  Hidden tests are published as a pickle, which can run code and is not opened here: whoever
-  trusts it writes them into the field as JSON first, or leaves the field empty.
+  Hidden tests are JSON, or JSON as it is published: pickled, compressed, in base64.
   """
-  tests = (json.loads(record["public_test_cases"])
-           + json.loads(record.get("private_test_cases") or "[]"))
+  tests = json.loads(record["public_test_cases"]) + hidden(record.get("private_test_cases") or "[]")
   question = record["question_content"].strip()
   if tests[0]["testtype"] == "stdin":
     answer = dict(stdins=[t["input"] for t in tests], stdouts=[t["output"] for t in tests])
   else:
     question += f"\n\n```python\n{record['starter_code'].strip()}\n```"
-    values = lambda text: [json.loads(line) for line in text.split("\n")]
+    values = lambda text: [json.loads(line) for line in text.strip().split("\n")]
     answer = dict(entry_point=json.loads(record["metadata"])["func_name"], before="", atol=0,
                   compare="equal", inputs=[repr(values(t["input"])) for t in tests],
                   outputs=[repr(json.loads(t["output"])) for t in tests])
   return dict(id=record["question_id"], task="livecodebench", question=question,
               answer=json.dumps(answer), response="")
+
+
+def hidden(text: str) -> list[dict[str, Any]]:
+  """LiveCodeBench's hidden tests. Raises: ValueError for what is neither JSON nor as published."""
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError:
+    try:
+      packed = zlib.decompress(base64.b64decode(text, validate=True))
+      return json.loads(Plain(io.BytesIO(packed)).load())
+    except (ValueError, TypeError, EOFError, zlib.error, pickle.UnpicklingError) as error:
+      raise ValueError(f"hidden tests are no JSON, and not packed as published: {error}") from error
+
+
+class Plain(pickle.Unpickler):
+  """A pickle of text and numbers: one that names a function, which it could call, is refused."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    raise pickle.UnpicklingError(f"a pickle of tests names {module}.{name}; it is not opened")
 
 
 # By the field that only records of this form have.
