@@ -425,7 +425,7 @@ def claims(**changes: Any) -> ConfigDict:
           follows=_ordered(),        # method -> the tuned one whose value it takes
       )),
       claims=_ordered(),             # name -> what is claimed, see `_claim`
-      curves=ConfigDict(dict(metric="", methods=())),  # shown at every evaluation; "": no table
+      curves=ConfigDict(dict(metrics=(), methods=())),  # shown at every evaluation, a table each
       sweeps=_ordered(),             # name -> a parameter and its methods, see `_sweep`
   ), changes)
 

@@ -191,7 +191,8 @@ def get_config(arg=""):
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: "truth" if name == "weak_answers" else "opcd"
                          for name in methods if name not in (*tuned, "chains")}),
-      curves=dict(metric=mean, methods=tuple(name for name in (
-          "both", "opcd", "rubric", "unfiltered", "weak_judged", "self", "without", "refinements")
-          if name in methods)),
+      curves=dict(
+          metrics=(mean, "critique/kept", "refine/repaired", "refine/spoiled", "judge/auc"),
+          methods=tuple(name for name in ("both", "opcd", "rubric", "unfiltered", "weak_judged",
+                                          "self", "without", "refinements") if name in methods)),
       claims=claims)

@@ -8,7 +8,8 @@ from opd_jax.claims.statistics import Interval
 
 # Metrics that are shares of something, shown in points.
 SHARES = ("eval/mean@", "eval/pass@", "eval/truncated", "domain/", "gain/mean@", "gain/pass@",
-          "curve/area", "curve/fall", "eval/accuracy", "rollout/reward", "rollout/truncated")
+          "curve/area", "curve/fall", "eval/accuracy", "rollout/reward", "rollout/truncated",
+          "critique/kept", "refine/", "judge/yes")
 
 Number = Callable[..., str]  # (x, sign=False) -> text; sign: a plus is written
 

@@ -74,8 +74,12 @@ def render(config: ml_collections.ConfigDict, found: Measured, left: Sequence[st
     parts += [f"### {claim.text}: domain by domain", experts_table(config, found, claim)]
   for sweep in config.sweeps.values():
     parts += [f"### {sweep.text}", *sweep_table(config, found, sweep)]
-  if config.curves.metric:
-    parts += [f"### {labeled(config.curves.metric)} over training", curves(config, found)]
+  for metric in config.curves.metrics:
+    parts += [f"### {labeled(metric)} over training", curves(config, found, metric)]
+  for name, section in config.methods.items():
+    if section.pipeline == "critique_refine":
+      parts += [f"### `{name}`: any of the first k chains right (points)",
+                study(config, found, name)]
   parts += ["### Methods and budgets", methods(config, found),
             BUDGETS.format(spread=spread(config, found))]
   if config.tune.methods:
@@ -172,18 +176,22 @@ def sweep_table(config: ml_collections.ConfigDict, found: Measured,
           SWEEP.format(steps="; ".join(steps) or "none")]
 
 
-def curves(config: ml_collections.ConfigDict, found: Measured) -> str:
-  """A metric of some methods at each of their evaluations, and the best and the last of its means.
+def curves(config: ml_collections.ConfigDict, found: Measured, metric: str) -> str:
+  """A metric at each evaluation of the methods that have it, and after which its mean is highest.
   """
-  metric, rows, steps = config.curves.metric, [], []
+  rows, steps = [], []
   for method in config.curves.methods:
-    cells = {seed: cell for seed, cell in found.methods.get(method, {}).items()
-             if metric in cell.get("curves", {})}
+    there = found.methods.get(method, {})
+    cells = {seed: cell for seed, cell in there.items() if metric in cell.get("curves", {})}
+    if there and not cells:
+      continue
     by_step: dict[int, dict[int, float]] = {}
     for seed, cell in cells.items():
       for step, value in zip(cell["curves"]["step"], cell["curves"][metric]):
         by_step.setdefault(step, {})[seed] = math.nan if value is None else value
-    means = {step: statistics.interval(list(values.values())) for step, values in by_step.items()}
+    # Before the first step there is an evaluation, but nothing that has led to it.
+    means = {step: statistics.interval(list(values.values())) for step, values in by_step.items()
+             if not all(map(math.isnan, values.values()))}
     steps = sorted(set(steps) | means.keys())
     rows.append((method, str(len(cells)), means))
   return table(("method", "seeds", *(f"after {step}" for step in steps), "peak"), [
@@ -191,6 +199,18 @@ def curves(config: ml_collections.ConfigDict, found: Measured) -> str:
                                for step in steps),
        f"after {max(means, key=lambda step: means[step].mean)}" if means else ""]
       for method, seeds, means in rows])
+
+
+def study(config: ml_collections.ConfigDict, found: Measured, method: str) -> str:
+  """pass@k of every way to use a critic: OPCD's Table 1."""
+  cells, ks = found.methods.get(method, {}), sorted(set(config.methods[method].eval.ks))
+  begin = f"eval/pass@{ks[0]} "
+  ways = dict.fromkeys(name.removeprefix(begin) for cell in cells.values()
+                       for name in cell["metrics"] if name.startswith(begin))
+  return table(("", "seeds", *(f"pass@{k}" for k in ks)), [
+      [way, str(len(cells)), *(within(statistics.interval(
+          [contrasts.metric(cell, f"eval/pass@{k} {way}") for cell in cells.values()]), points)
+                               for k in ks)] for way in ways])
 
 
 def shared(curve: Sequence[statistics.BySeed]) -> list[statistics.BySeed]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+import numpy as np
 
 from opd_jax import sharding
 from opd_jax.data import chat
@@ -75,6 +76,7 @@ def choose(policy: policies.Policy, words: Sequence[str], widths: Sequence[int],
     widths: lengths that requests are padded to; longer ones are not judged.
     rows: requests at a time.
     mesh: rows are spread over its `replica` and `data` axes.
+  Raises: FloatingPointError, when asked, if the model finds a word NaN likely.
   """
   tokenizer, spread = policy.tokenizer, sharding.of_batch(mesh)
   replies = [tokenizer.encode(word) for word in words]
@@ -91,6 +93,9 @@ def choose(policy: policies.Policy, words: Sequence[str], widths: Sequence[int],
       batch = batches.answered(prompts, replies * rows, (max(map(len, replies)),),
                                tokenizer.pad_id)
       each = sharding.fetch(score(params, sharding.put(batch, spread))).reshape(rows, len(words))
+      if np.isnan(each).any():  # which is neither yes nor no, and would be counted as no
+        raise FloatingPointError(f"the judge's log-probabilities of {', '.join(words)} are NaN; "
+                                 "look at its weights and its compute dtype")
       for i, values in zip(here, each.tolist()):
         found[i] = tuple(values)
     return found

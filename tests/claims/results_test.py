@@ -292,15 +292,36 @@ class RenderTest(absltest.TestCase):
     methods = measured().methods
     for seed, values in enumerate(([0.3, 0.5, 0.4], [0.3, 0.7, 0.4], [0.3, None, 0.4])):
       methods["new"][seed]["curves"] = {"step": [0, 5, 10], MEAN: values}
-    config = make(curves=dict(metric=MEAN, methods=("new", "old")))
+    for seed in range(2):  # of the steps between, so there is none at the first
+      methods["new"][seed]["curves"]["critique/kept"] = [None, 0.5, 0.25]
+    config = make(curves=dict(metrics=(MEAN, "critique/kept"), methods=("new", "old")))
     methods["new"].pop(2)
-    _, _, below = results.render(config, measured(methods=methods), []).partition("over training")
+    _, below, kept = results.render(config, measured(methods=methods), []).split("over training")
     self.assertEqual(row(below, "method"), ["method", "seeds", "after 0", "after 5", "after 10",
                                             "peak"])
     self.assertEqual(row(below, "`new`")[:3], ["`new`", "2", "30.0 [30.0, 30.0]"])
     self.assertStartsWith(row(below, "`new`")[3], "60.0 [")
     self.assertEqual(row(below, "`new`")[5], "after 5")
-    self.assertEqual(row(below, "`old`")[:3], ["`old`", "0", ""])
+    self.assertNotIn("`old`", below.partition("### ")[0])  # has none of it
+    self.assertEqual(row(kept, "method")[2:], ["after 5", "after 10", "peak"])
+    self.assertEqual(row(kept, "`new`"), ["`new`", "2", "50.0 [50.0, 50.0]", "25.0 [25.0, 25.0]",
+                                          "after 5"])
+
+  def test_every_way_to_use_a_critic_by_k(self):
+    found = measured()
+    found.methods["chains"] = {seed: cell("chains", 0.0, metrics={
+        "eval/pass@1 S only": 0.25, "eval/pass@4 S only": 0.5,
+        "eval/pass@1 S + W critic": 0.5, "eval/pass@4 S + W critic": 1.0}) for seed in range(2)}
+    found.values["chains"] = None
+    method = configs.on_policy(log_every=1)
+    config = make(methods=dict(old=method, new=method, half=method, chains=configs.critique_refine(
+        eval=dict(ks=(4, 1)))), seeds={name: (0, 1, 2) for name in ("old", "new", "half")}
+                  | dict(chains=(0, 1)))
+    _, _, below = results.render(config, found, []).partition("### `chains`")
+    self.assertIn("| seeds | pass@1 | pass@4 |", below)
+    self.assertEqual(row(below, "S only"), ["S only", "2", "25.0 [25.0, 25.0]",
+                                            "50.0 [50.0, 50.0]"])
+    self.assertEqual(row(below, "S + W critic")[2], "50.0 [50.0, 50.0]")
 
   def test_budgets_come_from_the_cells(self):
     methods = measured().methods

@@ -369,6 +369,13 @@ class JudgeTest(parameterized.TestCase):
     self.assertIsNone(found[1])
     np.testing.assert_allclose([found[0], found[2]], [alone, alone], rtol=1e-4)
 
+  def test_a_judge_whose_numbers_are_broken_is_no_judge(self):
+    case = judge.Case(chat.question("1+1="), "2", "No mistake.")
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), self.policy.params)
+    with jax.set_mesh(self.mesh), self.assertRaisesRegex(
+        FloatingPointError, "log-probabilities of yes, no are NaN; look at its weights"):
+      judge.make(self.policy, RUBRIC, (96,), 2, self.mesh)(broken, [case])
+
   def test_placeholders_in_a_critique_are_text(self):
     case = judge.Case([dict(role="system", content="Be strict."), *chat.question("Q")], "A",
                       "{answer} {question} {critique}")
