@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import multiprocessing
+import os
 import pathlib
+import signal
+import time
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -14,6 +18,7 @@ from safetensors import numpy as safetensors
 from opd_jax import config as configs
 from opd_jax import keys, preemption, progress, sharding, train_state
 from opd_jax.data import chat
+from opd_jax.data import tokenizer as tokenizers
 from opd_jax.losses import masked
 from opd_jax.pipelines import critiques, judge, opcd, opd
 from opd_jax.pipelines import policy as policies
@@ -50,6 +55,10 @@ def weights(workdir):
   return safetensors.load_file(f"{workdir}/export/model.safetensors")
 
 
+def export_of(workdir):
+  return pathlib.Path(workdir, "export")
+
+
 @contextlib.contextmanager
 def asked_to_stop(after):
   """SIGTERM before block or update number `after` of this run."""
@@ -82,40 +91,49 @@ class RunTest(parameterized.TestCase):
     self.assertGreater(kept, 0)
 
   def test_the_loss_is_the_kl_of_each_triple_summed_over_its_tokens(self):
-    """Against each triple alone, over logits, of the first update: both are the first student."""
+    """Against each triple alone, over logits; in the first update both are the first student."""
     mesh = sharding.make_mesh(1, 1)
     with jax.set_mesh(mesh):
       student = policies.load(self.config.student, self.config.model, keys.root(0), mesh)
     rows = opcd.questions(self.config, student)
     messages = {row["id"]: json.loads(row["messages"]) for row in rows}
     kept = [x for x in opcd.read(self.workdir, 0) if x["kept"]]
-    found = []
 
-    def logprobs(conversation, response):
+    def logprobs(params, conversation, response):
       ids = student.tokenizer.encode_chat(conversation)
       tokens = jnp.array([ids + response])
-      hidden, _ = student.model.apply({"params": student.params}, tokens,
+      hidden, _ = student.model.apply({"params": params}, tokens,
                                       jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-      logits = student.model.apply({"params": student.params}, hidden, method="logits")[0]
+      logits = student.model.apply({"params": params}, hidden, method="logits")[0]
       return np.asarray(jax.nn.log_softmax(logits[len(ids) - 1:-1]), np.float64)
 
-    for triple in next(opcd.minibatches(self.config, kept, 0)):
+    def divergence(params, triple):
       plain = messages[triple["prompt"]]
-      p = logprobs(plain, triple["ids"])
-      q = logprobs(chat.with_critique(plain, triple["critique"]), triple["ids"])
-      found.append(float(np.sum(np.exp(p) * (p - q))))
+      p = logprobs(params, plain, triple["ids"])
+      q = logprobs(student.params, chat.with_critique(plain, triple["critique"]), triple["ids"])
+      return float(np.sum(np.exp(p) * (p - q)))
 
-    config = tiny(updates=1)
-    with jax.set_mesh(mesh):
-      optimizer = train_state.make_optimizer(config.optimizer, 1)
-      state = train_state.create(student.params, optimizer, False, mesh)
-      update = jax.jit(train_state.make_train_step(
-          lambda *args: opd.loss(student.model, config.loss, *args), opd.describe, optimizer,
-          masked.COUNTS["sequence_sum"], 1, 0.0))
-      learn = opcd.make_learn(config, student, update, messages, mesh, self.workdir)
-      _, metrics = learn(state, kept, 0, lambda: None)
+    def learned(updates):
+      config = tiny(updates=updates)
+      with jax.set_mesh(mesh):
+        optimizer = train_state.make_optimizer(config.optimizer, 1)
+        state = train_state.create(student.params, optimizer, False, mesh)
+        update = jax.jit(train_state.make_train_step(
+            lambda *args: opd.loss(student.model, config.loss, *args), opd.describe, optimizer,
+            masked.COUNTS["sequence_sum"], 1, 0.0))
+        learn = opcd.make_learn(config, student, update, messages, mesh, self.workdir)
+        return learn(state, kept, 0, lambda: None)
+
+    first, second = list(opcd.minibatches(self.config, kept, 0))
+    state, metrics = learned(1)
+    found = [divergence(student.params, x) for x in first]
     self.assertGreater(np.mean(found), 0.01)
     np.testing.assert_allclose(metrics["loss/total"], np.mean(found), rtol=2e-4)
+    # The student has moved; who is shown the critique has not.
+    found += [divergence(state.params, x) for x in second]
+    moved = [divergence(student.params, x) for x in second]
+    self.assertGreater(np.abs(np.sum(found[-len(second):]) / np.sum(moved) - 1), 1e-3)
+    np.testing.assert_allclose(learned(2)[1]["loss/total"], np.mean(found), rtol=2e-4)
 
   def test_stopped_in_each_stage_it_ends_the_same(self):
     workdir = self.create_tempdir().full_path
@@ -124,7 +142,7 @@ class RunTest(parameterized.TestCase):
     for after in (1, 2, 2, 2, 2):
       with asked_to_stop(after):
         run(self.config, workdir)
-      self.assertFalse(pathlib.Path(workdir, "export").exists())
+      self.assertFalse(export_of(workdir).exists())
     answers = opcd.folder(workdir, 1) / "answers.jsonl"
     with asked_to_stop(3):  # two updates, and one block of the second epoch's
       run(self.config, workdir)
@@ -132,6 +150,23 @@ class RunTest(parameterized.TestCase):
     with answers.open("a") as file:  # and killed while it wrote
       file.write('{"epoch": 1, "prom')
     run(self.config, workdir)
+    self.assert_same(workdir)
+
+  def test_killed_in_an_update_it_ends_the_same(self):
+    workdir = self.create_tempdir().full_path
+    process = multiprocessing.get_context("spawn").Process(target=run, args=(self.config, workdir))
+    process.start()
+    triples = opcd.folder(workdir, 1) / critiques.TRIPLES
+    while not triples.is_file() or len(triples.read_text().splitlines()) < 8:
+      self.assertTrue(process.is_alive())
+      time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)  # no time to tidy up
+    process.join()
+    self.assertFalse(export_of(workdir).exists())
+    run(self.config, workdir)
+    self.assert_same(workdir)
+
+  def assert_same(self, workdir):
     for epoch in range(2):
       self.assertEqual(opcd.read(workdir, epoch), opcd.read(self.workdir, epoch))
     before, after = weights(self.workdir), weights(workdir)
@@ -182,6 +217,37 @@ class KindsTest(parameterized.TestCase):
         self.assertEqual(x["rubric"], x["judge"][0] > x["judge"][1])
         self.assertEqual(x["kept"], x["rubric"] and x["outcome"])
     self.assertIn("judge/yes", lines(workdir)[-1])
+
+  def test_a_judge_of_another_family_reads_in_its_own_tokens(self):
+    folder, workdir = (self.create_tempdir().full_path for _ in range(2))
+    tokenizers.byte_tokenizer().save(folder)
+    rubric = self.create_tempfile(content=RUBRIC).full_path
+    config = tiny(total_steps=1, updates=1, filter="rubric", rubric=rubric,
+                  judge=dict(source="random:tiny_student", tokenizer=folder),
+                  context=dict(budget=420), critic=dict(source="tiny:weak"))
+    with asked_to_stop(7):  # in the middle of its checks
+      run(config, workdir)
+    self.assertLen((opcd.folder(workdir, 0) / critiques.TRIPLES).read_text().splitlines(), 4)
+    run(config, workdir)
+    mesh = sharding.make_mesh(1, 1)
+    with jax.set_mesh(mesh):
+      student = policies.load(config.student, config.model, keys.root(0), mesh)
+      other = policies.load(config.judge, config.model, keys.at(keys.root(0), "init", 2), mesh)
+    messages = {row["id"]: json.loads(row["messages"]) for row in opcd.questions(config, student)}
+    triples = opcd.read(workdir, 0)
+    self.assertLen(triples, 8)
+    for triple in triples:
+      prompt = other.tokenizer.encode_chat(judge.write(RUBRIC, judge.Case(
+          messages[triple["prompt"]], triple["answer"], triple["critique"])))
+      for word, found in zip(("yes", "no"), triple["judge"]):
+        ids = other.tokenizer.encode(word)
+        self.assertLen(ids, len(word))
+        tokens = jnp.array([prompt + ids])
+        hidden, _ = other.model.apply({"params": other.params}, tokens,
+                                      jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
+        logits = other.model.apply({"params": other.params}, hidden, method="logits")
+        p = jax.nn.log_softmax(logits[0, len(prompt) - 1:-1])
+        self.assertAlmostEqual(found, float(sum(p[i, x] for i, x in enumerate(ids))), delta=1e-2)
 
   def test_critiques_that_are_cut_off_are_not_used(self):
     workdir = self.create_tempdir().full_path
