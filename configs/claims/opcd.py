@@ -21,11 +21,11 @@ RUBRIC = str(pathlib.Path(__file__).parents[1] / "rubrics" / "short.txt")
 # By form: updates of the critic's and the judge's SFT; epochs, questions and answers each of OPCD;
 # triples and other rows an update; chains of the study; prompts and samples of evaluations.
 SIZES = {
-    "": dict(critic=300, judge=600, epochs=4, questions=128, answers=4, rows=32,
+    "": dict(strong=300, critic=300, judge=600, epochs=4, questions=128, answers=4, rows=32,
              ks=(1, 2, 4, 8, 16), prompts=128, samples=4),
-    "quick": dict(critic=4, judge=4, epochs=1, questions=8, answers=4, rows=4, ks=(1, 2),
+    "quick": dict(strong=4, critic=4, judge=4, epochs=1, questions=8, answers=4, rows=4, ks=(1, 2),
                   prompts=4, samples=2),
-    "smoke": dict(critic=2, judge=2, epochs=1, questions=4, answers=4, rows=4, ks=(1, 2),
+    "smoke": dict(strong=2, critic=2, judge=2, epochs=1, questions=4, answers=4, rows=4, ks=(1, 2),
                   prompts=2, samples=2),
 }
 # Chains of seven and eight steps in one digit, of which S answers about 37% and W about 9%.
@@ -80,7 +80,7 @@ def get_config(arg=""):
     loss = dict(surrogate="reverse_kl", aggregate="sequence_sum") | changes.pop("loss", {})
     return configs.opcd(**common | dict(
         total_steps=epochs, log_every=1, questions=questions, triples=rows, updates=updates,
-        student=dict(source="tiny:student"), critic=dict(source="stage:critic"),
+        student=dict(source="stage:strong"), critic=dict(source="stage:critic"),
         data=task(questions, plain=1.0), loss=loss, optimizer=optimizer(1e-4), refine=REFINE,
         rollout=dict(prompts=32 if full else 2, group_size=answers, **lengths, **ANSWER),
         context=dict(budget=320, buckets=(160, 240) if full else ()),
@@ -93,16 +93,14 @@ def get_config(arg=""):
   def given(**changes):
     """SFT, of the data's worked solutions or of a teacher's answers."""
     return configs.offline(**common | dict(
-        total_steps=steps, log_every=max(steps // 10, 1), student=dict(source="tiny:student"),
+        total_steps=steps, log_every=max(steps // 10, 1), student=dict(source="stage:strong"),
         data=task(questions, plain=1.0),
         rollout=dict(prompts=32 if full else 2, group_size=1, **lengths),
         batch=dict(tokens=128 * rows, buckets=(128,), chunk=256 if full else 8),
         optimizer=optimizer(1e-4)) | changes)
 
-  def fitted(source, steps, **mix):
-    """A model after SFT on rows of some kinds."""
-    data = task(20_000, **mix)
-    data["builder_kw"] |= dict(rubric=RUBRIC) if "judge" in mix else {}
+  def fitted(source, steps, data):
+    """A model after SFT."""
     return configs.offline(**common | dict(
         total_steps=steps, log_every=10, export=True, student=dict(source=source), data=data,
         rollout=dict(max_prompt=200, max_response=96),
@@ -110,12 +108,18 @@ def get_config(arg=""):
                    chunk=2048 if full else 16),
         optimizer=dict(learning_rate=1e-3, schedule="linear", warmup_steps=20, b2=0.98)))
 
-  stages = dict(critic=fitted("tiny:weak", sizes["critic"], plain=0.3, critic=0.7),
-                judge=fitted("tiny:teacher", sizes["judge"], judge=1.0),
-                weak_judge=fitted("tiny:weak", sizes["judge"], judge=1.0))
+  asked = task(1, plain=1.0)
+  reading = dict(builder="critiqued", builder_kw=dict(train=20_000 if full else 40, test=8),
+                 eval_builder=asked["builder"], eval_builder_kw=asked["builder_kw"])
+  judging = task(20_000, judge=1.0)
+  judging["builder_kw"] |= dict(rubric=RUBRIC)
+  stages = dict(strong=fitted("tiny:student", sizes["strong"], reading),
+                critic=fitted("tiny:weak", sizes["critic"], task(20_000, plain=0.3, critic=0.7)),
+                judge=fitted("tiny:teacher", sizes["judge"], judging),
+                weak_judge=fitted("tiny:weak", sizes["judge"], judging))
   methods = dict(
       chains=configs.critique_refine(
-          student=dict(source="tiny:student"), critic=dict(source="stage:critic"),
+          student=dict(source="stage:strong"), critic=dict(source="stage:critic"),
           data=task(1, plain=1.0), writers=("jsonl",),
           rollout=dict(max_prompt=200, prompt_buckets=(40, 120) if full else (),
                        max_response=64 if full else 16, slots=128 if full else 0),
@@ -131,7 +135,7 @@ def get_config(arg=""):
       truth=given(),
       weak_answers=given(teacher=dict(source="stage:critic")),
       weak_logits=configs.on_policy(**common | dict(
-          total_steps=steps, log_every=1, student=dict(source="tiny:student"),
+          total_steps=steps, log_every=1, student=dict(source="stage:strong"),
           teacher=dict(source="stage:critic"), evaluate_teachers=False,
           data=task(questions, plain=1.0),
           rollout=dict(prompts=rows, group_size=1, **lengths), optimizer=optimizer(1e-4),
@@ -177,7 +181,7 @@ def get_config(arg=""):
     del stages["judge"], stages["weak_judge"]
     methods = {name: methods[name] for name in ("chains", "opcd")}
     claims = {name: claims[name] for name in ("weak_1", "critic_2", "best_2", "gain")}
-  seeds = dict.fromkeys(methods, 5) | dict.fromkeys(("chains", "opcd", "refinements"), 10)
+  seeds = dict.fromkeys(methods, 5) | dict.fromkeys(("opcd", "refinements"), 10)
   suffix = f":{form}" if form else ""
   return configs.claims(
       name="opcd", title="OPCD: weak critics make strong learners",

@@ -30,15 +30,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from opd_jax.data.builders import (
-    arithmetic, domains, gpqa, instructions, jsonl, notes, programs, rows, summaries, tool_use)
+    arithmetic, critiqued, domains, gpqa, instructions, jsonl, notes, programs, rows, summaries,
+    tool_use)
 
 Splits = Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
 
 # Each data set: keyword arguments -> its splits, as functions that yield rows.
-BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "domains": domains, "gpqa": gpqa,
-                            "instructions": instructions, "jsonl": jsonl, "notes": notes,
-                            "programs": programs, "rows": rows, "summaries": summaries,
-                            "tool_use": tool_use}
+BUILDERS: dict[str, Any] = {"arithmetic": arithmetic, "critiqued": critiqued, "domains": domains,
+                            "gpqa": gpqa, "instructions": instructions, "jsonl": jsonl,
+                            "notes": notes, "programs": programs, "rows": rows,
+                            "summaries": summaries, "tool_use": tool_use}
 
 # Guarded: their authors ask that nobody shows them as plain text. Of such rows, and of what models
 # say of them, only ids reach the disk; they are read anew by every run and live in memory.
