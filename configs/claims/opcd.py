@@ -18,7 +18,7 @@ from opd_jax import config as configs
 
 RUBRIC = str(pathlib.Path(__file__).parents[1] / "rubrics" / "short.txt")
 
-# By form: updates of the critic's and the judge's SFT; epochs, questions and answers each of OPCD;
+# By form: updates of the SFT of S, critic and judges; epochs, questions and answers each of OPCD;
 # triples and other rows an update; chains of the study; prompts and samples of evaluations.
 SIZES = {
     "": dict(strong=300, critic=300, judge=600, epochs=4, questions=128, answers=4, rows=32,
@@ -28,32 +28,39 @@ SIZES = {
     "smoke": dict(strong=2, critic=2, judge=2, epochs=1, questions=4, answers=4, rows=4, ks=(1, 2),
                   prompts=2, samples=2),
 }
-# Chains of seven and eight steps in one digit, of which S answers about 37% and W about 9%.
+# Chains of seven and eight steps in one digit, of which the shipped S answers about 46% and W 9%.
 TASK = dict(digits=(1,), min_steps=7, max_steps=8)
 ANSWER = dict(temperature=1.0, top_k=20, top_p=0.95)
 REFINE = dict(temperature=0.6, top_k=20, top_p=0.95)
 
 ABOUT = """\
-S is `tiny:student`; W is `tiny:weak` after {critic} updates of SFT on worked solutions and
-critiques of this very task, arithmetic of seven and eight steps in one digit, and is the weak model
-of every row: what it answers itself is "W only" of `chains`, which asks {prompts} questions
-{chains} times each. A cell of OPCD has {epochs} epochs of {questions} questions with {answers}
-answers each, and makes {updates} updates an epoch of {rows} rows out of all that has stood its
-check so far; `opcd` keeps what was refined to a right answer, `rubric` what a judge says yes to,
-`both` what stands both, `unfiltered` everything. The judge is `tiny:teacher` after {judge} updates
-of SFT on right and misleading critiques; its AUC against the outcome is `judge/auc`. `self` has S
-criticize itself; `without` has it refine without a critique, with half as many answers more, which
-asks as often. All learn the same questions with as many updates, and are evaluated on the same
-{prompts} held-out ones with {samples} samples each, at temperature 0.6, top-k 20 and top-p 0.95, on
-plain questions, before, after and, those of OPCD, behind every epoch."""
+S is `tiny:student` after {strong} updates of SFT on shorter or harder arithmetic behind critiques
+(`data/builders/critiqued.py`), half of them without the attempt; W is `tiny:weak` after {critic}
+updates of SFT on worked solutions and critiques of this very task, arithmetic of seven and eight
+steps in one digit, and is the weak model of every row: what it answers itself is "W only" of
+`chains`, which asks {prompts} questions {chains} times each. A cell of OPCD has {epochs} epochs of
+{questions} questions with {answers} answers each, and makes {updates} updates an epoch of {rows}
+rows out of all that has stood its check so far; `opcd` keeps what was refined to a right answer,
+`rubric` what a judge says yes to, `both` what stands both, `unfiltered` everything. The judge is
+`tiny:teacher` after {judge} updates of SFT on right and misleading critiques; its AUC against the
+outcome is `judge/auc`. `self` has S criticize itself; `without` has it refine without a critique,
+with half as many answers more, which asks as often. All learn the same questions with as many
+updates, and are evaluated on the same {prompts} held-out ones with {samples} samples each, at
+temperature 0.6, top-k 20 and top-p 0.95, on plain questions, before, after and, those of OPCD,
+behind every epoch."""
 
 NOTES = """\
 W is fitted first because the shipped one's critiques mislead: S with them is below S alone (README,
-"A weak critic at inference time"). The judge has learned from labels that the truth made, and is
-the strongest model here; that of `weak_judged` has learned the same from `tiny:weak`. In `self` S
-criticizes without the practice that W has had. The chains are sampled at temperature 1 throughout.
-`unfiltered`, `rubric` and the weak model's answers and logits are claimed to do harm, or to do less
-than nothing: that they end below their start withholds no verdict.
+"A weak critic at inference time"). S is, because the shipped one has read critiques beside the
+attempt alone, and its teacher is not shown the attempt: shown W's critique it answered fewer
+questions than plainly (38% and 46%; 49% and 62% of those kept), and OPCD, which learns what it does
+then, lost what its first epoch had gained. After these rows S answers plainly as many as before,
+46%, and 74% to 57% of those kept (512 answers to 128 training questions, one draw each, by a script
+that is not kept). The judge has learned from labels that the truth made, and is the strongest model
+here; that of `weak_judged` has learned the same from `tiny:weak`. In `self` S criticizes without
+the practice that W has had. The chains are sampled at temperature 1 throughout. `unfiltered`,
+`rubric` and the weak model's answers and logits are claimed to do harm, or to do less than nothing:
+that they end below their start withholds no verdict.
 
 What the other methods are given is not what OPCD is: SFT on the truth has worked solutions, one a
 question, in {steps} batches, the weak model's answers and logits as many, and none of them pays for

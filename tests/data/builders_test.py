@@ -100,7 +100,7 @@ class JsonlTest(parameterized.TestCase):
       self.open(GOOD, **changes)
 
   def test_unknown_data_sets_meet_the_known_ones(self):
-    with self.assertRaisesRegex(ValueError, "'gsm'; it must be one of arithmetic, domains, gpqa, "):
+    with self.assertRaisesRegex(ValueError, "'gsm'; it must be one of arithmetic, critiqued, domains, "):
       builders.open_source("gsm", {}, "train", self.cache)
 
   def test_a_changed_file_or_argument_is_another_copy_and_an_unchanged_one_is_not(self):
@@ -443,6 +443,34 @@ class ArithmeticTest(parameterized.TestCase):
       return list(builders.arithmetic.splits(**kwargs)["train"]())
     self.assertEqual(made(1), made(1))
     self.assertNotEqual(made(1), made(2))
+
+  def test_of_critiques_half_are_shown_without_the_attempt(self):
+    splits = builders.critiqued.splits(train=400, test=100, digits=(1,), max_steps=3)
+    rows = {name: list(make()) for name, make in splits.items()}
+    self.assertEqual(rows, {name: list(make()) for name, make in splits.items()})
+    asked = {name: {json.loads(row["messages"])[0]["content"].partition("\n\n")[0] for row in found}
+             for name, found in rows.items()}
+    self.assertEmpty(asked["train"] & asked["test"])
+    alone = whole = 0
+    for row in rows["train"]:
+      messages = json.loads(row["messages"])
+      chain = chains.parse(messages[0]["content"].partition("\n\n")[0])
+      self.assertEqual((row["answer"], row["response"]),
+                       (chains.answer(chain), chains.solution(chain)))
+      self.assertEqual(row["level"], examples.level(chain.digits, 3))
+      if len(messages) == 1:
+        _, said, again = messages[0]["content"].split("\n\n")
+        said, alone = said.removeprefix(f"{chat.CRITIQUE}\n"), alone + 1
+      else:
+        said, again = messages[2]["content"].split("\n\n")
+        further = 3 if chain.digits == 3 else 0
+        self.assertEqual(said, chains.critique(chain, messages[1]["content"], further))
+      self.assertEqual(again, chat.SOLVE_AGAIN)
+      if chain.digits == 3:  # beyond S: all that it needs has been said
+        self.assertStartsWith(said, "\n".join(chains.lines(chain)))
+        whole += 1
+    self.assertAlmostEqual(alone / len(rows["train"]), 0.5, delta=0.1)
+    self.assertAlmostEqual(whole / len(rows["train"]), 0.5, delta=0.1)
 
   def test_a_share_within_an_argument_is_another_copy_too(self):
     cache = self.create_tempdir().full_path
