@@ -198,7 +198,7 @@ def get_config(arg=""):
       results="results/opcd" if full else "", table="RESULTS.md" if full else "",
       stages=stages, methods=methods,
       seeds={name: tuple(range(seeds[name] if full else 2)) for name in methods},
-      tune=dict(methods=tuned, grid=(3e-5, 1e-4, 3e-4) if full else (1e-4,),
+      tune=dict(methods=tuned, grid=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3) if full else (1e-4,),
                 seeds=(1000, 1001) if full else (1000,), metric=mean,
                 follows={name: "truth" if name == "weak_answers" else "opcd"
                          for name in methods if name not in (*tuned, "chains")}),

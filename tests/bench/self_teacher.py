@@ -1,4 +1,4 @@
-"""Does OPCD's self-teacher answer better behind a critique? Of what the claims' first cell gathered.
+"""Does OPCD's self-teacher answer better behind a critique? Of what a claims' cell gathered.
 
     python tests/bench/self_teacher.py runs/claims_opcd
 
