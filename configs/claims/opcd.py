@@ -55,12 +55,14 @@ W is fitted first because the shipped one's critiques mislead: S with them is be
 attempt alone, and its teacher is not shown the attempt: shown W's critique it answered fewer
 questions than plainly (38% and 46%; 49% and 62% of those kept), and OPCD, which learns what it does
 then, lost what its first epoch had gained. After these rows S answers plainly as many as before,
-46%, and 74% to 57% of those kept (512 answers to 128 training questions, one draw each, by a script
-that is not kept). The judge has learned from labels that the truth made, and is the strongest model
-here; that of `weak_judged` has learned the same from `tiny:weak`. In `self` S criticizes without
-the practice that W has had. The chains are sampled at temperature 1 throughout. `unfiltered`,
-`rubric` and the weak model's answers and logits are claimed to do harm, or to do less than nothing:
-that they end below their start withholds no verdict.
+46%, and 74% to 57% of those kept (`python tests/bench/self_teacher.py runs/claims_opcd` behind a
+sitting, tests/bench/README.md). The judge has learned from labels that the truth made, and is the
+strongest model here; that of `weak_judged` has learned the same from `tiny:weak`. In `self` S
+criticizes without the practice that W has had; in `without` its teacher sees the question with the
+request to solve it again, a request without a critique that it has never learned to follow, so that
+row says little. The chains are sampled at temperature 1 throughout. `unfiltered`, `rubric` and the
+weak model's answers and logits are claimed to do harm, or to do less than nothing: that they end
+below their start withholds no verdict.
 
 What the other methods are given is not what OPCD is: SFT on the truth has worked solutions, one a
 question, in {steps} batches, the weak model's answers and logits as many, and none of them pays for
