@@ -52,22 +52,23 @@ behind every epoch."""
 NOTES = """\
 W is fitted first because the shipped one's critiques mislead: S with them is below S alone (README,
 "A weak critic at inference time"). S is, because the shipped one has read critiques beside the
-attempt alone, and its teacher is not shown the attempt: shown W's critique it answered fewer
-questions than plainly (38% and 46%; 49% and 62% of those kept), and OPCD, which learns what it does
-then, lost what its first epoch had gained. After these rows S answers plainly as many as before,
-46%, and 74% to 57% of those kept (`python tests/bench/self_teacher.py runs/claims_opcd` behind a
-sitting, tests/bench/README.md). The judge has learned from labels that the truth made, and is the
-strongest model here; that of `weak_judged` has learned the same from `tiny:weak`. In `self` S
-criticizes without the practice that W has had; in `without` its teacher sees the question with the
-request to solve it again, a request without a critique that it has never learned to follow, so that
-row says little. The chains are sampled at temperature 1 throughout. `unfiltered`, `rubric` and the
-weak model's answers and logits are claimed to do harm, or to do less than nothing: that they end
-below their start withholds no verdict.
+attempt alone, and its teacher is not shown the attempt: behind W's critique it answers 36% where it
+answers 47% plainly, 50% and 53% of those kept, and OPCD, which learns what it does there, lost by
+its last epoch more than its first had gained (one seed at three rates, not kept). After these rows
+S answers 44% plainly and 48% behind the critique, 60% and 78% of those kept (`python
+tests/bench/self_teacher.py runs/claims_opcd` behind a sitting; tests/bench/README.md). The judge
+has learned from labels that the truth made, and is the strongest model here; that of `weak_judged`
+has learned the same from `tiny:weak`. In `self` S criticizes without the practice that W has had;
+in `without` its teacher sees the question with the request to solve it again, a request without a
+critique that it has never learned to follow, so that row says little. The chains are sampled at
+temperature 1 throughout. `unfiltered`, `rubric` and the weak model's answers and logits are claimed
+to do harm, or to do less than nothing: that they end below their start withholds no verdict.
 
-What the other methods are given is not what OPCD is: SFT on the truth has worked solutions, one a
-question, in {steps} batches, the weak model's answers and logits as many, and none of them pays for
-critiques. Filters and controls have the rate tuned for `opcd`, the weak model's answers that of SFT
-on the truth, its logits that of `opcd`."""
+W has been fitted to this very task, S has not: that W's logits, on what S itself writes, teach more
+than its critiques may be for that. What the other methods are given is not what OPCD is: SFT on the
+truth has worked solutions, one a question, in {steps} batches, the weak model's answers and logits
+as many, and none of them pays for critiques. Filters and controls have the rate tuned for `opcd`,
+the weak model's answers that of SFT on the truth, its logits that of `opcd`."""
 
 
 def get_config(arg=""):
