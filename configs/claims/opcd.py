@@ -191,7 +191,7 @@ def get_config(arg=""):
     del stages["judge"], stages["weak_judge"]
     methods = {name: methods[name] for name in ("chains", "opcd")}
     claims = {name: claims[name] for name in ("weak_1", "critic_2", "best_2", "gain")}
-  seeds = dict.fromkeys(methods, 5) | dict.fromkeys(("opcd", "refinements"), 10)
+  seeds = dict.fromkeys(methods, 5) | dict.fromkeys(("chains", "opcd", "refinements"), 10)
   suffix = f":{form}" if form else ""
   return configs.claims(
       name="opcd", title="OPCD: weak critics make strong learners",
