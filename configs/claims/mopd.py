@@ -50,16 +50,19 @@ successes and a failure and asks the student's average (rate 0.05); SDPO shows o
 others each row of the table says what differs from MOPD (the trust region is 95% the first
 student's logits and 5% the present one's, `feedback` what the verifier says of a failed response
 alone, `summaries` shows at most 40 tokens in each peer's place; controls equal MOPD's number of
-peers, those called `_tokens` its length). A context has at most 320 tokens, beyond which peers are
-dropped, the longest first. A rollout whose context gained nothing carries no loss."""
+peers, those called `_tokens` its length, as far as there are as many: those of successes alone show
+half as many as MOPD, and 63% of their rollouts carry no loss where 5% of MOPD's do, as the contexts
+of successes do in general; tests/bench/README.md). A context has at most 320 tokens, beyond which
+peers are dropped, the longest first. A rollout whose context gained nothing carries no loss."""
 
 NOTES = """\
 The effects tested for are our choice, the smallest that we would call one: the paper's numbers are
 of models ten thousand times as large (LiveCodeBench v6, 8B: 30.97 base, 43.65 GRPO, 49.49 SDPO,
 61.82 MOPD), and not all of them are wins (AIME25, 4B: GRPO 25.80, MOPD 25.41, SDPO 7.81). Contexts,
-controls and teachers have the learning rate of `mopd`, not tuned for them. MOPD gains hardly
-anything at any rate, and is best at the smallest of the grid: a smaller one would have it learn
-less, so its rows stay provisional. That a control ends below its start withholds no verdict.
+controls and teachers have the learning rate of `mopd`, not tuned for them; SDPO, which is the
+context of one success, has its own. MOPD gains hardly anything at any rate, and is best at the
+smallest of the grid: a smaller one would have it learn less, so its rows stay provisional. That a
+control ends below its start withholds no verdict.
 
 There are few ways to write the right working of such a question down, and nobody is shown a peer
 that wrote what he did himself: a rollout that is right mostly sees failures alone, one that is
@@ -131,7 +134,8 @@ def get_config(arg=""):
       frozen=above("The average as teacher > the student at the start", "frozen", "above"),
       current=above("The average as teacher > the student as it is", "current", "above"),
       trust=above("The average as teacher > a trust region's logits", "trust_region", "above"))
-  names = ("mopd", "grpo") if smoke else (*PEERS, *REWARDS)
+  few = ("mopd", "unrelated_tokens", "feedback", "grpo", "dpo", "verified_sft")  # of each kind
+  names = few if smoke else (*PEERS, *REWARDS)
   primary = ("mopd", "sdpo", "grpo", "verified_sft", "dpo")
   tuned = ("mopd",) if smoke else (*primary, "simpo")
   return configs.claims(

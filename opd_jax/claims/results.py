@@ -48,8 +48,8 @@ both ways, or one goes the other way than these; **unclear**: neither. A step co
 of its paired change excludes 0, at 5% over the number of steps. Steps: {steps}."""
 BUDGETS = """\
 Student tokens are those that the student sampled for its updates; between methods with the same
-number of updates and rows they differ by the length of its responses alone{spread}. SFT samples
-none: it learns the teacher tokens. Seconds are a cell's own wall time, compilation and evaluations
+number of updates and rows they differ by the length of its responses alone{spread}. SFT on given
+responses samples none: it learns the teacher tokens. Seconds are a cell's own wall time, compilation and evaluations
 included."""
 
 

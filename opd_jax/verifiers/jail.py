@@ -322,6 +322,8 @@ def limit(job: dict) -> None:
 
 def refuse_system_calls() -> None:
   """From here on `REFUSED` fail with EPERM, and of new tasks only threads are allowed."""
+  if platform.machine() not in MACHINES:
+    raise OSError(f"the numbers of system calls are unknown on {platform.machine()}")
   column = list(MACHINES).index(platform.machine())
   load = lambda offset: (0x20, 0, 0, offset)
   unless = lambda code, value: (code, 0, 1, value)  # skips the next instruction unless it holds

@@ -85,6 +85,14 @@ class MetricsTest(parameterized.TestCase):
     if levels == 2:
       self.assertAlmostEqual(found["auc"], found["pairwise_accuracy"])
 
+  def test_they_equal_scikit_learn(self):
+    """By scikit-learn 1.9.1: roc_auc_score, and brier_score_loss of the scores as probabilities."""
+    score = np.array([-0.3, -1.2, -0.7, -2.5, -0.7, -1.9, -0.1, -1.4])
+    reward = np.array([1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    for name, want in (("auc", 0.78125), ("brier_sigmoid", 0.25216741568399126),
+                       ("brier_minmax", 0.21223958333333334)):
+      self.assertAlmostEqual(teacher_signal.METRICS[name](score, reward), want, places=12)
+
   @parameterized.parameters(
       ([0.0, -1.0, -2.0], [1, 0, 0]), ([-2.0, -1.0, -1.0], [0, 1, 0]),
       ([-1.0, -1.0, -1.0, -3.0], [1, 0, 0, 1]), ([-1.0, -1.0, -2.0], [1, 0.5, 1]),

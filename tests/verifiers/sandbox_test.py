@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import psutil
 
-from opd_jax.verifiers import sandbox
+from opd_jax.verifiers import jail, sandbox
 
 QUICK = sandbox.Limits(cpu_s=2, memory_bytes=1 << 28, output_bytes=1 << 16)
 
@@ -148,6 +149,11 @@ for folder in ('/proc', '/sys', '/work', '/etc/passwd', '/home', '/mnt', {os.get
 
 
 class WithoutIsolationTest(absltest.TestCase):
+
+  def test_another_machine_is_an_error_that_unsafe_code_may_pass(self):  # see jail.become
+    with mock.patch.object(platform, "machine", lambda: "riscv64"):
+      with self.assertRaisesRegex(OSError, "system calls are unknown on riscv64"):
+        jail.refuse_system_calls()
 
   def test_it_is_refused_unless_allowed(self):
     with mock.patch.object(sandbox, "missing", lambda: "no such namespaces"):
