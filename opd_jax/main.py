@@ -20,7 +20,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from opd_jax import config as configs
-from opd_jax import distributed, host_memory, progress
+from opd_jax import compilations, distributed, host_memory, progress
 from opd_jax.pipelines import pick
 
 # What may change when a workdir is resumed; anything else would make it another run. Of these,
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/opd_jax/xla"))
   try:
     configs.validate(config)
+    compilations.for_tpus()
     distributed.initialize()
     progress.console.quiet = not distributed.is_first()
     pipeline = pick(config.pipeline)

@@ -282,6 +282,9 @@ class _Walk:
       return far(op.shapes[:1]) + read(0)
     if op.code in ("dynamic-slice", "slice", "gather"):
       return 2.0 * far(op.shapes)
+    if op.code == "slice-start":  # its result is a tuple of the whole and the piece
+      whole, piece = op.shapes[:2]
+      return (0.0 if whole.near else piece.bytes) + far([piece])
     if op.code in ("dynamic-update-slice", "scatter"):
       return 2.0 * far(ops[op.operands[-1 if op.code == "scatter" else 1]].shapes)
     if op.code == "custom-call" and (said := _estimate(op, "bytes_accessed")) is not None:
@@ -291,12 +294,59 @@ class _Walk:
       again = _attention(kind, [ops[name].shapes[0] for name in op.operands])[1]
     if op.code == "fusion":
       called = self._all[_after(op.text, "calls=")]
-      return _written(called, op) + sum(
-          min(read(i), _needed(called, i)) for i in range(len(op.operands)))
+      return self._written(called, op) + sum(
+          min(read(i), self._needed(called, i)[0]) for i in range(len(op.operands)))
     out, n = op.shapes, len(op.operands)
     if op.code.endswith("-start") and len(out) >= 2 * n:  # of operands and results
       out = out[n:2 * n]
     return again + far(out) + sum(map(read, range(n)))
+
+  def _needed(self, ops: dict[str, Op], i: int) -> tuple[float, bool]:
+    """How much a fusion reads of its operand i: pieces, if all it does is cut them out.
+
+    Returns: the bytes, and whether its result is that operand, changed in places or not at all.
+    """
+    start = next((op for op in ops.values() if op.code == "parameter" and op.text == str(i)), None)
+    if start is None:
+      return 0.0, False
+    total, same, queue = 0.0, start.root, [start.name]
+    while queue:
+      name = queue.pop()
+      for op in ops.values():
+        if name not in op.operands:
+          continue
+        passes = op.code == "bitcast" or (
+            op.code == "dynamic-update-slice" and op.operands[0] == name)
+        if op.code == "fusion":  # within this one: it may be that which cuts
+          called = self._all[_after(op.text, "calls=")]
+          for j in (j for j, operand in enumerate(op.operands) if operand == name):
+            read, through = self._needed(called, j)
+            total, passes = total + read, passes or through
+        elif op.code in ("dynamic-slice", "slice", "gather") and op.operands[0] == name:
+          total += sum(shape.bytes for shape in op.shapes)
+        elif not passes and not (op.root and op.code == "tuple"):
+          return math.inf, False
+        if op.root:
+          same = True
+        elif passes:
+          queue.append(op.name)
+    return total, same
+
+  def _written(self, ops: dict[str, Op], fusion: Op) -> float:
+    """How much a fusion writes: of what it changes in place, the change."""
+    root = next(op for op in ops.values() if op.root)
+    parts = [ops[name] for name in root.operands] if root.code == "tuple" else [root]
+    total = 0.0
+    for part, shape in zip(parts, fusion.shapes):
+      while part.code == "bitcast" and part.operands[0] in ops:
+        part = ops[part.operands[0]]
+      if part.code == "fusion" and len(part.shapes) == 1:
+        total += self._written(self._all[_after(part.text, "calls=")], fusion._replace(
+            shapes=(shape,)))
+      elif not shape.near:
+        total += (ops[part.operands[1]].shapes[0].bytes if part.code == "dynamic-update-slice"
+                  else shape.bytes)
+    return total
 
 
 def _name(op: Op) -> str:
@@ -331,42 +381,6 @@ def _attention(kind: str, sides: list[Shape]) -> tuple[float, float]:
   flops = 2.0 * math.prod(queries.dims) * queries.dims[-2] * (n + 1) / (2 * n)
   once = 2 * queries.bytes if kind == "dkv" else keys.bytes + values.bytes
   return SPLASH[kind] * flops, queries.bytes * (n + 1) - once
-
-
-def _needed(ops: dict[str, Op], i: int) -> float:
-  """How much a fusion reads of its operand i: pieces, if all it does is cut them out."""
-  start = next((op for op in ops.values() if op.code == "parameter" and op.text == str(i)), None)
-  if start is None:
-    return 0.0
-  total, queue = 0.0, [start.name]
-  while queue:
-    name = queue.pop()
-    for op in ops.values():
-      if name not in op.operands:
-        continue
-      if op.code == "bitcast":
-        queue.append(op.name)
-      elif op.code in ("dynamic-slice", "slice", "gather") and op.operands[0] == name:
-        total += sum(shape.bytes for shape in op.shapes)
-      elif op.code == "dynamic-update-slice" and op.operands[0] == name:
-        total += 0.0  # written in place
-      else:
-        return math.inf
-  return total
-
-
-def _written(ops: dict[str, Op], fusion: Op) -> float:
-  """How much a fusion writes: of what it changes in place, the change."""
-  root = next(op for op in ops.values() if op.root)
-  parts = [ops[name] for name in root.operands] if root.code == "tuple" else [root]
-  total = 0.0
-  for part, shape in zip(parts, fusion.shapes):
-    while part.code == "bitcast" and part.operands[0] in ops:
-      part = ops[part.operands[0]]
-    if not shape.near:
-      total += (ops[part.operands[1]].shapes[0].bytes if part.code == "dynamic-update-slice"
-                else shape.bytes)
-  return total
 
 
 def _product(op: Op, sides: list[Shape]) -> float:

@@ -127,13 +127,83 @@ class HloTest(parameterized.TestCase):
     found = counted(lambda x, w: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0], x, w)
     self.assertBetween(found.hbm / w.nbytes, 1.0, 3.5)  # sliced out, then read
 
+  def test_pieces_fetched_ahead_cost_what_they_are(self):
+    text = """HloModule m
+
+ENTRY %main (w: bf16[64,32]) -> bf16[16,32] {
+  %w = bf16[64,32]{1,0} parameter(0)
+  %s = ((bf16[64,32]{1,0}), bf16[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:16]}
+  ROOT %d = bf16[16,32]{1,0:S(1)} slice-done(%s)
+}
+"""
+    self.assertEqual(hlo.costs(text).hbm, 16 * 32 * 2)
+
+  @parameterized.parameters(("%cut", 4 * 8 * 2), ("%w", 64 * 8 * 2))
+  def test_a_fusion_in_a_fusion_may_cut_out_a_piece(self, result, read):
+    text = f"""HloModule m
+
+%inner (w: bf16[64,8], i: s32[]) -> bf16[4,8] {{
+  %w = bf16[64,8]{{1,0}} parameter(0)
+  %i = s32[]{{:S(6)}} parameter(1)
+  %cut = bf16[4,8]{{1,0}} dynamic-slice(%w, %i), dynamic_slice_sizes={{4,8}}
+  ROOT %doubled = bf16[4,8]{{1,0}} add({result}, {result})
+}}
+
+%outer (w: bf16[64,8], i: s32[]) -> bf16[4,8] {{
+  %w = bf16[64,8]{{1,0}} parameter(0)
+  %i = s32[]{{:S(6)}} parameter(1)
+  ROOT %piece = bf16[4,8]{{1,0}} fusion(%w, %i), kind=kLoop, calls=%inner
+}}
+
+ENTRY %main (w: bf16[64,8], i: s32[]) -> bf16[4,8] {{
+  %w = bf16[64,8]{{1,0}} parameter(0)
+  %i = s32[]{{:S(6)}} parameter(1)
+  ROOT %piece = bf16[4,8]{{1,0:S(1)}} fusion(%w, %i), kind=kLoop, calls=%outer
+}}
+"""
+    self.assertEqual(hlo.costs(text).hbm, read)
+
+  @parameterized.parameters(
+      ("tuple", "bf16[2,64]", 0.0), ("dot", "f32[2,2]", 2 * 64 * 2.0))
+  def test_a_cache_that_is_written_in_place_costs_its_reading_alone(self, what, shape, read):
+    ends = {"tuple": f"ROOT %end = ({shape}{{1,0}}, {shape}{{1,0}}) tuple(%now, %now)",
+            "dot": f"ROOT %end = {shape}{{1,0:S(1)}} dot(%now, %now), rhs_contracting_dims={{1}}"}
+    results = f"({shape}, {shape})" if what == "tuple" else shape
+    said = results.replace("]", "]{1,0:S(1)}") if what == "dot" else results.replace("]", "]{1,0}")
+    text = f"""HloModule m
+
+%written (c: bf16[2,64], x: bf16[2,1], i: s32[]) -> bf16[2,64] {{
+  %c = bf16[2,64]{{1,0}} parameter(0)
+  %x = bf16[2,1]{{1,0:S(1)}} parameter(1)
+  %i = s32[]{{:S(6)}} parameter(2)
+  ROOT %now = bf16[2,64]{{1,0}} dynamic-update-slice(%c, %x, %i, %i)
+}}
+
+%outer (c: bf16[2,64], x: bf16[2,1], i: s32[]) -> {results} {{
+  %c = bf16[2,64]{{1,0}} parameter(0)
+  %x = bf16[2,1]{{1,0:S(1)}} parameter(1)
+  %i = s32[]{{:S(6)}} parameter(2)
+  %now = bf16[2,64]{{1,0}} fusion(%c, %x, %i), kind=kLoop, calls=%written
+  {ends[what]}
+}}
+
+ENTRY %main (c: bf16[2,64], x: bf16[2,1], i: s32[]) -> {results} {{
+  %c = bf16[2,64]{{1,0}} parameter(0)
+  %x = bf16[2,1]{{1,0:S(1)}} parameter(1)
+  %i = s32[]{{:S(6)}} parameter(2)
+  ROOT %end = {said} fusion(%c, %x, %i), kind=kLoop, calls=%outer
+}}
+"""
+    # What is written is the change, once for each result.
+    self.assertEqual(hlo.costs(text).hbm, read or 2 * (2 * 1 * 2))
+
   def test_a_product_as_a_tpu_writes_it(self):
     found = hlo.costs(TPU.format(**SCORES))
     self.assertEqual(found.flops, 2 * 8 * 2 * 2047 * 2047 * 128)
 
   def test_a_kernel_costs_what_it_says_of_itself(self):
-    how = ('custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"xyz",'
-           '"cost_estimate":{"flops":"25769803776","transcendentals":"0","bytes_accessed":"7"}}}')
+    how = ('custom_call_target="tpu_custom_call", backend_config={"custom_call_config":'
+           '{"body":"xyz","cost_estimate":{"flops":"25769803776","transcendentals":"0","bytes_accessed":"7"}}}')
     text = TPU.format(left="8,4", right="4,4", out="8,4", how=how)
     found = hlo.costs(text.replace("convolution(", "custom-call("))
     self.assertEqual((found.flops, found.hbm), (25769803776.0, 7.0))

@@ -35,6 +35,24 @@ with jax.set_mesh(mesh):
 costs = hlo.costs(text)
 print(json.dumps([costs.flops, costs.hbm, len(costs.collectives), text.count("1024,1024]")]))
 """
+# A row of 16384 on each of four chips, and weights of which each has a part.
+GATHERED = """
+import json, os, sys
+from opd_jax import compilations
+if sys.argv[1] == "asked":
+  compilations.for_tpus()
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from opd_jax import sharding
+from opd_jax.aot import chips, hlo
+mesh = sharding.make_mesh(4, 1, chips.devices("v5e:2x2")[0])
+rows = NamedSharding(mesh, P("data"))
+put = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.bfloat16, sharding=rows)
+product = jax.jit(lambda x, w: jnp.einsum("btd,df->btf", x, w), out_shardings=rows)
+text = product.lower(put(4, 16384, 2560), put(2560, 9728)).compile().as_text()
+costs = hlo.costs(text)
+print(json.dumps([costs.flops, costs.hbm, costs.sent]))
+"""
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -53,6 +71,23 @@ class TpuTest(absltest.TestCase):
     self.assertEqual(flops, (2 + 3 + 4) * 2 * 4 * 1024**2 * 64 * 3 / 4)
     self.assertEqual((collectives, scores), (0, 0))
     self.assertLess(moved, 4 * 1024**2 * 4 * 2)  # float32 scores, written and read once
+
+  def test_weights_are_gathered_before_a_product(self):
+    found = {}
+    for how in ("asked", "not"):
+      child = subprocess.run(
+          [sys.executable, "-c", GATHERED, how], capture_output=True, text=True, cwd=ROOT,
+          check=False, env=os.environ | {
+              "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TPU_SKIP_MDS_QUERY": "1",
+              "LIBTPU_INIT_ARGS": "", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
+      self.assertEqual(child.returncode, 0, child.stderr[-4000:])
+      found[how] = json.loads(child.stdout.splitlines()[-1])
+    flops, moved, sent = found["asked"]
+    rows, weights, made = 16384 * 2560 * 2, 2560 * 9728 * 2, 16384 * 9728 * 2
+    self.assertEqual(flops, 2 * 16384 * 2560 * 9728)
+    self.assertEqual(sent, weights * 3 / 4)
+    self.assertBetween(moved, rows + weights + made, rows + 3 * weights + made)
+    self.assertLess(1.5 * moved, found["not"][1])
 
   def test_a_small_run_is_reported_for_four_chips(self):
     child = subprocess.run(
