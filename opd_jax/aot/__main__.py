@@ -21,7 +21,8 @@ if topology:  # before JAX is imported
 
 from absl import app, flags, logging  # pylint: disable=wrong-import-position
 
-from opd_jax import compilations, main as opd_main  # pylint: disable=wrong-import-position
+from opd_jax import compilations, progress  # pylint: disable=wrong-import-position
+from opd_jax import main as opd_main  # pylint: disable=wrong-import-position
 from opd_jax.aot import study  # pylint: disable=wrong-import-position
 
 USAGE = "python -m opd_jax.aot --config=configs/iw_opd.py:paper --topology=v5p:4x4x8"
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set as --config.key=value")
   logging.set_verbosity(logging.ERROR)
   compilations.for_tpus()
+  progress.console.stderr = True  # what goes to the standard output is the report
   try:
     fits = study.run(opd_main.CONFIG.value, TOPOLOGY.value, SWEEP.value, LARGEST.value,
                      SCALING.value)

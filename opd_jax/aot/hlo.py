@@ -261,7 +261,7 @@ class _Walk:
     """The number of chips of a group."""
     if "source_target_pairs" in text:
       return 2
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
       sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
       parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
       return math.prod(int(part or sizes[axis]) for axis, part in parts)
@@ -269,6 +269,8 @@ class _Walk:
       return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
       return len(listed[1].split(","))
+    if (groups := text.partition("replica_groups=")[2]) and not groups.startswith("{}"):
+      raise ValueError(f"HLO that cannot be read: which chips are {groups[:80]!r}?")
     return self._partitions
 
   def _bytes(self, ops: dict[str, Op], op: Op) -> float:

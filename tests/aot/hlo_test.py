@@ -244,6 +244,7 @@ ENTRY %main (n: s8[1,4,4]) -> bf16[6,512,64] {{
       ("replica_groups=[16,8]<=[128]", 8), ("replica_groups={{0,1,2},{3,4,5}}", 3),
       ("replica_groups=mesh['axis_0'=4,'axis_1'=16] {'axis_1'}", 16),
       ("replica_groups=mesh['axis_0'=4,'axis_1'=16] {'axis_0','axis_1':(2)8}", 32),
+      ("replica_groups=mesh['axis_0'=4,'axis_1'=1], device_ids=([2,4]T(1,0)) {'axis_0'}", 4),
       ("replica_groups={}", 16))
   def test_who_takes_part_in_a_collective(self, groups, among):
     text = ("HloModule m, num_partitions=16\n\nENTRY %main (x: f32[100]) -> f32[1600] {\n"
@@ -252,6 +253,13 @@ ENTRY %main (n: s8[1,4,4]) -> bf16[6,512,64] {{
             "}\n")
     (found, times), = hlo.costs(text).collectives
     self.assertEqual((found.among, found.sent, times), (among, 400.0 * (among - 1), 1.0))
+
+  def test_groups_of_chips_that_cannot_be_read_are_not_all_chips(self):
+    text = ("HloModule m, num_partitions=16\n\nENTRY %main (x: f32[100]) -> f32[100] {\n"
+            "  %x = f32[100]{0} parameter(0)\n"
+            "  ROOT %g = f32[100]{0} all-reduce(%x), channel_id=1, replica_groups=[4x4]\n}\n")
+    with self.assertRaisesRegex(ValueError, "which chips are .*4x4"):
+      hlo.costs(text)
 
   def test_on_a_mesh_collectives_are_those_that_the_layout_demands(self):
     child = subprocess.run(
