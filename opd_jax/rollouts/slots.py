@@ -138,15 +138,16 @@ def _place(old: Array, new: Array, source: Array, fresh: Array, column: Array,
   chosen = fresh.reshape(-1, *(1,) * (old.ndim - 1))
   here = jax.lax.dynamic_slice_in_dim(old, column - width, width, axis)
   return jax.lax.dynamic_update_slice_in_dim(
-      old, jnp.where(chosen, new[source], here), column - width, axis)
+      old, jnp.where(chosen, new[source].astype(old.dtype), here), column - width, axis)
 
 
 def begin(model: nn.Module, settings: Settings, weights: Any, segment_ids: Array, token: Array,
           mask: Array, hidden: Array, source: Array, fresh: Array, rows: Rows, column: Array,
           key: Array) -> tuple[Array, Array, Rollout]:
   """`fill` without the layers: segment ids, last tokens and what was drawn of fresh slots."""
-  segment_ids = _place(jnp.where(fresh[:, None], 0, segment_ids), mask.astype(jnp.int32), source,
-                       fresh, column, 1)
+  # The mask stays of bools until each device has its rows: libtpu 0.0.42 aborts over a cast before
+  # that where a chip of v5p has 32 of them.
+  segment_ids = _place(jnp.where(fresh[:, None], 0, segment_ids), mask, source, fresh, column, 1)
   first, logprob = draw(model, settings, weights, hidden[source], rows, key)
   return (segment_ids, jnp.where(fresh, first, token),
           whole(first[None], fresh[None], logprob[None]))

@@ -89,23 +89,34 @@ class TpuTest(absltest.TestCase):
     self.assertBetween(moved, rows + weights + made, rows + 3 * weights + made)
     self.assertLess(1.5 * moved, found["not"][1])
 
-  def test_a_small_run_is_reported_for_four_chips(self):
+  def report(self, *arguments):
+    """A report of the tiny models, as it is printed."""
     child = subprocess.run(
         [sys.executable, "-m", "opd_jax.aot", "--config=configs/exopd.py:smoke",
-         "--topology=v5e:2x2", "--config.student.source=random:tiny_student",
+         "--config.student.source=random:tiny_student",
          "--config.student.tokenizer=opd_jax/tiny/student",
-         "--config.model.compute_dtype=bfloat16"],
+         "--config.model.compute_dtype=bfloat16", *arguments],
         capture_output=True, text=True, cwd=ROOT, check=False,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""})
     self.assertEqual(child.returncode, 0, child.stderr[-4000:])
-    self.assertIn("mesh data=4 x model=1", child.stdout)
-    self.assertIn("fits in 15.75 GiB", child.stdout)
-    update, = re.findall(r"^\| update \| 1 \| (.*) \|$", child.stdout, re.MULTILINE)
+    return child.stdout
+
+  def test_libtpu_compiles_32_slots_a_chip(self):
+    said = self.report("--topology=v5p:2x2x1", "--config.rollout.prompts=128",
+                       "--config.rollout.group_size=1", "--config.rollout.max_prompt=256")
+    self.assertIn("prefill of 128 prompts", said)
+    self.assertIn("| student: first tokens | 1 |", said)
+
+  def test_a_small_run_is_reported_for_four_chips(self):
+    said = self.report("--topology=v5e:2x2")
+    self.assertIn("mesh data=4 x model=1", said)
+    self.assertIn("fits in 15.75 GiB", said)
+    update, = re.findall(r"^\| update \| 1 \| (.*) \|$", said, re.MULTILINE)
     flops, _, sent, by = update.split(" | ")[:4]
     self.assertGreater(float(flops), 0.0)
     self.assertGreater(float(sent), 0.0)
     self.assertRegex(by, "all-|collective-permute|reduce-scatter|^$")
-    self.assertRegex(child.stdout, r"A step: .* TFLOP and .* GB sent a chip, as compiled about")
+    self.assertRegex(said, r"A step: .* TFLOP and .* GB sent a chip, as compiled about")
 
 
 if __name__ == "__main__":
