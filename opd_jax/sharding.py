@@ -104,6 +104,22 @@ def shards(name: str, size: int) -> int:
   return ways(name, mesh) if not mesh.empty and size % ways(name, mesh) == 0 else 1
 
 
+def gather_rows(x: jax.Array, *names: str | None) -> jax.Array:
+  """All rows of an activation of the batch on every device, from one mesh axis after the other.
+
+  At once, libtpu adds zeros up where each of many devices has few rows, and sends twice as much.
+
+  Args:
+    names: logical dimensions of x but its first, `batch`.
+  """
+  count = len(axes(RULES["batch"])) if shards("batch", x.shape[0]) > 1 else 0
+  rest = spec(names, x.shape[1:], jax.sharding.get_abstract_mesh()) if count else ()
+  for left in reversed(range(count)):
+    rows = RULES["batch"][:left] or None
+    x = jax.lax.with_sharding_constraint(x, PartitionSpec(rows, *rest))
+  return x
+
+
 def on_shards(function: Any, *names: str | None, check: bool = True) -> Any:
   """`function` on every device's own part of its arrays, for what XLA would gather them for.
 

@@ -18,7 +18,7 @@ from opd_jax.models import decoding, layers
 from opd_jax.models.layers import KVCache
 from opd_jax.rollouts import sampler
 from opd_jax.rollouts.sampler import Rollout, Sampling
-from opd_jax.sharding import constrain
+from opd_jax.sharding import constrain, gather_rows
 
 
 class Settings(NamedTuple):
@@ -128,7 +128,9 @@ def fill(first: Callable[..., Any], weights: Any, cache: KVCache, token: Array, 
 def placed(old: layers.LayerCache, new: layers.LayerCache, source: Array, fresh: Array,
            column: Array) -> layers.LayerCache:
   """`fill` of one layer."""
-  return jax.tree.map(lambda old, new: _place(old, new, source, fresh, column, 2), old, new)
+  return jax.tree.map(lambda old, new: _place(
+      old, gather_rows(new, "kv_heads", *[None] * (new.ndim - 2)), source, fresh, column, 2),
+      old, new)
 
 
 def _place(old: Array, new: Array, source: Array, fresh: Array, column: Array,

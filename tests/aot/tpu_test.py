@@ -53,6 +53,22 @@ text = product.lower(put(4, 16384, 2560), put(2560, 9728)).compile().as_text()
 costs = hlo.costs(text)
 print(json.dumps([costs.flops, costs.hbm, costs.sent]))
 """
+# Keys of 256 prompts, of which each of 64 chips has read four, into slots.
+FILLED = """
+import json
+import jax, jax.numpy as jnp
+from opd_jax import sharding
+from opd_jax.aot import chips, hlo
+from opd_jax.rollouts import slots
+mesh = sharding.make_mesh(16, 1, chips.devices("v5p:4x4x4")[0], replica=4)
+put = lambda where, dtype, *dims: jax.ShapeDtypeStruct(dims, dtype, sharding=where)
+keys = lambda width: {"keys": put(sharding.of_batch(mesh), jnp.bfloat16, 256, 8, width, 128)}
+rows = lambda dtype: put(sharding.replicated(mesh), dtype, 256)
+with jax.set_mesh(mesh):
+  program = slots.placed.lower(keys(18560), keys(2048), rows(jnp.int32), rows(bool), 2048)
+  costs = hlo.costs(program.compile().as_text())
+print(json.dumps([costs.sent, sorted({each.kind for each, _ in costs.collectives})]))
+"""
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -88,6 +104,16 @@ class TpuTest(absltest.TestCase):
     self.assertEqual(sent, weights * 3 / 4)
     self.assertBetween(moved, rows + weights + made, rows + 3 * weights + made)
     self.assertLess(1.5 * moved, found["not"][1])
+
+  def test_slots_are_handed_each_prompt_once(self):
+    child = subprocess.run(
+        [sys.executable, "-c", FILLED], capture_output=True, text=True, cwd=ROOT, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TPU_SKIP_MDS_QUERY": "1",
+                          "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
+    self.assertEqual(child.returncode, 0, child.stderr[-4000:])
+    sent, kinds = json.loads(child.stdout.splitlines()[-1])
+    self.assertEqual(kinds, ["all-gather"])
+    self.assertEqual(sent, 256 * 8 * 2048 * 128 * 2 * 63 / 64)
 
   def report(self, *arguments):
     """A report of the tiny models, as it is printed."""
