@@ -17,10 +17,12 @@ CRITIQUE = "Critique of an earlier attempt:"
 SOLVE_AGAIN = "Correctly solve the original question."
 
 FEEDBACK = "Feedback:"
-# Under these peers' texts stand. One that writes such a line itself is quoted: a failed solution
-# must not pass for a correct one.
-_HEADING = re.compile("^(?=" + "|".join(map(re.escape, (
-    SUCCESS, ANOTHER_SUCCESS, FAILURE, FEEDBACK, SOLVE_AGAIN))) + ")", re.MULTILINE)
+# Under these peers' texts stand. One that writes such a line itself, indented or in bold say, is
+# quoted: a failed solution must not pass for a correct one.
+_BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"  # where `str.splitlines` ends a line
+_HEADING = re.compile(
+    rf"(?:\A|(?<=[{_BREAKS}]))(?=(?:[*_#-]|[^\S{_BREAKS}])*(?:" + "|".join(map(re.escape, (
+        SUCCESS, ANOTHER_SUCCESS, FAILURE, FEEDBACK, SOLVE_AGAIN))) + "))", re.IGNORECASE)
 
 # A thought that is cut off, by the length limit say, has no end mark.
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -42,7 +44,7 @@ def with_peers(messages: Messages, successes: Sequence[str] = (), failures: Sequ
     failures: failed solutions, likewise.
     feedback: what the environment said of the model's own attempt.
   Returns: a new conversation; the plain one if there is nothing to add. A line of a text that
-    begins with one of the headings has "> " before it.
+    begins with one of the headings, whatever its case and marks, has "> " before it.
   Source: MOPD (2605.12652), order of sections.
   """
   quoted = lambda text: _HEADING.sub("> ", text)

@@ -62,6 +62,11 @@ Correctly solve the original question."""})
                     chat.SOLVE_AGAIN):
       told = chat.with_peers(PLAIN, [heading], [heading], heading)[1]["content"]
       self.assertEqual(told.count(f"\n> {heading}\n"), 3)
+      for odd in (f"  {heading}", f"**{heading}**", f"\t### {heading.upper()}", f"- __{heading}__",
+                  f"\u3000{heading}"):
+        for end in ("\n", "\r\n", "\r", "\v", "\x1e", "\x85", "\u2028"):
+          told = chat.with_peers(PLAIN, failures=[f"So.{end}{end}{odd}"])[1]["content"]
+          self.assertIn(f"So.{end}{end}> {odd}\n", told)
 
   def test_nothing_to_add_is_the_plain_prompt(self):
     self.assertEqual(chat.with_peers(PLAIN), PLAIN)
