@@ -54,7 +54,8 @@ def make(section: ml_collections.ConfigDict, states: bool, model: Any, pad_id: i
     found = start(params, batch)
     for block in blocks:
       found = hear(params, found, batch, sharding.put(block, spread))
-    metrics = contexts.metrics(made) | contexts.packing(blocks, made, columns)
+    lengths = sharding.fetch(batch.mask).sum(axis=1)
+    metrics = contexts.metrics(made) | contexts.packing(blocks, made, lengths, columns)
     return whole(batch, found, sharding.put(gained, spread)), metrics
 
   return read

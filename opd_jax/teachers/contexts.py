@@ -265,12 +265,15 @@ CONTROLS = {"random": random_peers, "unrelated": unrelated, "successes": success
 
 
 def check(settings: Settings) -> None:
-  """Refuses names that do not exist. Raises: ValueError naming the key."""
+  """Refuses names that do not exist, or say nothing. Raises: ValueError naming the key."""
   for name, known in (("peers", PEERS), ("control", ("", *CONTROLS)), ("match", MATCHES),
                       ("feedback", FEEDBACK)):
     if getattr(settings, name) not in known:
       raise ValueError(f"context.{name} is {getattr(settings, name)!r}; it must be one of "
                        + ", ".join(map(repr, known)))
+  if settings.match != Settings(0).match and not settings.control:
+    raise ValueError(f"context.match is {settings.match!r}, and context.control '': there is no "
+                     f"control to match; set one of {', '.join(CONTROLS)}, or leave match as it is")
 
 
 def _even(groups: Sequence[Group]) -> None:
@@ -349,13 +352,18 @@ def block_rows(tokens: int, width: int, response: int, multiple: int) -> int:
   return max(tokens // (multiple * (width + response)), 1) * multiple
 
 
-def packing(blocks: Sequence[Block], contexts: Sequence[Context],
-            response: int) -> dict[str, float]:
-  """Columns that a scorer computes, `response` of each row among them, and those that are needed.
+def packing(blocks: Sequence[Block], contexts: Sequence[Context], responses: Sequence[int],
+            columns: int) -> dict[str, float]:
+  """Columns that a scorer computes, and those that are needed.
 
-  What is not needed are the columns that pad a context, and rows that only fill a block.
+  What is not needed are the columns that pad a context or a response, and rows that only fill a
+  block.
+
+  Args:
+    responses: [N], tokens of each context's response.
+    columns: that all responses are padded to.
   """
   real = [i for block in blocks for i in block.row.tolist() if i < len(contexts)]
   return {"context/tokens_computed": float(sum(
-              block.prompt.size + response * len(block.row) for block in blocks)),
-          "context/tokens_needed": float(sum(len(contexts[i].ids) + response for i in real))}
+              block.prompt.size + columns * len(block.row) for block in blocks)),
+          "context/tokens_needed": float(sum(len(contexts[i].ids) + responses[i] for i in real))}

@@ -746,9 +746,10 @@ class PackTest(parameterized.TestCase):
   def test_tokens_computed_are_fewer_than_when_all_are_as_wide_as_the_widest(self):
     rows = range(len(self.contexts))
     blocks = self.pack(rows)
-    found = contexts.packing(blocks, self.contexts, 32)
+    responses = [row % 32 + 1 for row in rows]
+    found = contexts.packing(blocks, self.contexts, responses, 32)
     lengths = [len(self.contexts[row].ids) for row in rows]
-    self.assertEqual(found["context/tokens_needed"], sum(lengths) + 32 * len(rows))
+    self.assertEqual(found["context/tokens_needed"], sum(lengths) + sum(responses))
     self.assertEqual(found["context/tokens_computed"],
                      sum(b.prompt_mask.size + 32 * len(b.row) for b in blocks))
     self.assertLess(found["context/tokens_computed"],
@@ -764,7 +765,7 @@ class PackTest(parameterized.TestCase):
                          size=in_context.at_a_time(section, rows, 32, 2))
       self.assertLen({block.prompt.shape for block in blocks},
                      len({block.prompt.shape[1] for block in blocks}))
-      return contexts.packing(blocks, self.contexts, 32)["context/tokens_computed"]
+      return contexts.packing(blocks, self.contexts, [32] * rows, 32)["context/tokens_computed"]
 
     self.assertEqual(computed(section(())), rows * (longest + 32))
     # Two blocks as wide as the longest, one of 192, one of 128, with two rows that only fill.
@@ -775,7 +776,7 @@ class PackTest(parameterized.TestCase):
 
   def test_nothing_to_score_is_no_block(self):
     self.assertEmpty(self.pack([]))
-    self.assertEqual(set(contexts.packing([], self.contexts, 32).values()), {0.0})
+    self.assertEqual(set(contexts.packing([], self.contexts, [], 32).values()), {0.0})
 
   def test_a_row_longer_than_all_buckets_is_named(self):
     with self.assertRaisesRegex(ValueError, "longer than the largest bucket, 64"):
