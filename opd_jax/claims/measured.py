@@ -16,9 +16,10 @@ from opd_jax.data.builders import rows as made
 from opd_jax.pipelines import evaluation, stages, teacher_samples
 
 # Measured at every update and noisy: their mean over the last tenth of the steps.
-AVERAGED = ("critique/kept", "refine/repaired", "refine/spoiled", "student/entropy",
-            "rollout/length", "rollout/truncated", "rollout/reward", "teacher/reverse_kl",
-            "loss/weight", "loss/effective_responses", "update/gradient_norm", "update/skipped")
+AVERAGED = ("critique/kept", "critique/unusable", "refine/outcome", "refine/repaired",
+            "refine/spoiled", "judge/auc", "judge/undecided", "student/entropy", "rollout/length",
+            "rollout/truncated", "rollout/reward", "teacher/reverse_kl", "loss/weight",
+            "loss/effective_responses", "update/gradient_norm", "update/skipped")
 NOTHING = dict(updates=0, rows=0, student_tokens=0, teacher_tokens=0)  # cost by what trains nothing
 EXPORT = "export"
 

@@ -30,9 +30,9 @@ def performance_gap_recovered(weak: float, student: float | np.ndarray,
     weak, student, strong: the same score (gold reward, accuracy) of the three; student may be
       an array, a curve over training.
   Returns: the share of the gap that is closed; below 0 or above 1 if outside it.
-  Raises: ValueError if weak and strong score the same: there is no gap to recover.
+  Raises: ValueError unless strong scores more than weak: there is no gap to recover.
   Source: "Weak-to-Strong Generalization"; METHODS 6.
   """
-  if strong == weak:
-    raise ValueError(f"weak and strong both score {weak}: there is no gap to recover")
+  if not strong > weak:
+    raise ValueError(f"weak scores {weak}, strong {strong}: there is no gap to recover")
   return (student - weak) / (strong - weak)

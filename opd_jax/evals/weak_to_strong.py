@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from opd_jax.evals import paired, position_bias
+from opd_jax.evals import metrics, paired, position_bias
 
 Cell = dict[str, Any]
 FLOOR, CEILING = "weak", "ceiling"  # the stages between which there is a gap to be recovered
@@ -64,8 +64,10 @@ def pgr(study: Study, rewards: Any) -> np.ndarray:
   """
   floor, ceiling = (study.stages[name]["metrics"][mean_reward(study.stages[name])]
                     for name in (FLOOR, CEILING))
-  gap = ceiling - floor
-  return 100.0 * (np.asarray(rewards, float) - floor) / (gap if gap > 0.0 else math.nan)
+  rewards = np.asarray(rewards, float)
+  if not ceiling > floor:
+    return np.full_like(rewards, math.nan)
+  return 100.0 * metrics.performance_gap_recovered(floor, rewards, ceiling)
 
 
 def ends(study: Study, method: str) -> np.ndarray:

@@ -56,8 +56,9 @@ class PerformanceGapRecoveredTest(absltest.TestCase):
     self.assertAlmostEqual(metrics.performance_gap_recovered(0.2, 1.1, 0.8), 1.5)
 
   def test_no_gap_is_refused(self):
-    with self.assertRaisesRegex(ValueError, "both score 0.5"):
-      metrics.performance_gap_recovered(0.5, 0.7, 0.5)
+    for strong in (0.5, 0.3, float("nan")):
+      with self.assertRaisesRegex(ValueError, f"weak scores 0.5, strong {strong}: there is no gap"):
+        metrics.performance_gap_recovered(0.5, 0.7, strong)
 
 
 if __name__ == "__main__":
